@@ -1,0 +1,115 @@
+"""The first copy of a table, read from the snapshot that a replication slot exported.
+
+Invariant: every snapshot document bears the slot's consistent point as its clock, ordinal 0. Each transaction that
+the slot streams committed at or after that point and its documents count from 1, so a row that changed while the
+copy ran is right afterwards, whichever of the two arrives first. The collection's floor is raised to the same clock
+before the first row, and what the copy did not bring is swept after the last.
+
+A copy that dies starts over: the table counts as captured only when `complete` was set, in the same transaction as
+the sweep.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import psycopg
+from psycopg import sql as composed
+from psycopg.rows import TupleRow
+
+from sophia import inbox, sql
+from sophia.capture.source import SourceTable, columns
+from sophia.capture.values import converter
+from sophia.documents import Change, Clock, capture_uuid, format_lsn, from_document
+from sophia.errors import DocumentError
+
+Connection = psycopg.Connection[TupleRow]
+Q = sql.load("capture")
+Progress = Callable[[str, int, int], None]
+
+
+def copy_table(
+    source: Connection,
+    own: Connection,
+    *,
+    source_name: str,
+    collection: str,
+    table: SourceTable,
+    clock: Clock,
+    batch_documents: int,
+    progress: Progress | None = None,
+) -> int:
+    """Copy one table to the inbox. Returns the number of rows.
+
+    Args:
+        source: a connection inside a transaction on the exported snapshot.
+        own: a connection to Sophia's database, autocommit.
+        clock: (generation, consistent point, 0).
+        progress: called with (collection, rows so far, estimated rows).
+    """
+    with own.transaction():
+        inbox.raise_floor(own, collection, clock)
+        own.execute(
+            Q["begin_snapshot"],
+            {
+                "source": source_name,
+                "collection": collection,
+                "table": table.qualified,
+                "oid": table.oid,
+                "lsn": format_lsn(clock.position),
+            },
+        )
+    estimate_row = source.execute(sql.load("source")["estimate"], {"oid": table.oid}).fetchone()
+    estimate = int(estimate_row[0]) if estimate_row else 0
+    rows = 0
+    described = columns(source, table.oid)
+    stream = _rows(source, table, described)
+    while batch := list(itertools.islice(stream, batch_documents)):
+        changes: list[Change] = []
+        parked: list[str] = []
+        for offset, row in enumerate(batch, start=rows):
+            try:
+                changes.append(_change(table, row, offset, clock))
+            except DocumentError as error:
+                parked.append(f"row {offset} of the snapshot: {error}")
+        with own.transaction():
+            inbox.accept(own, collection, changes)
+            for reason in parked:
+                inbox.park(own, collection, None, stage="capture", reason=reason, clock=clock)
+        rows += len(batch)
+        if progress:
+            progress(collection, rows, max(estimate, rows))
+    with own.transaction():
+        inbox.sweep(own, collection)
+        own.execute(Q["end_snapshot"], {"source": source_name, "collection": collection, "rows": rows})
+    if progress:
+        progress(collection, rows, rows)
+    return rows
+
+
+def _rows(source: Connection, table: SourceTable, described: list[tuple[str, int]]) -> Iterator[dict[str, Any]]:
+    """The table's rows as JSON values, streamed by COPY: the same text, and the same converters, as the stream."""
+    converters = [(name, converter(type_oid)) for name, type_oid in described]
+    statement = composed.SQL("COPY (SELECT {} FROM {}) TO STDOUT").format(
+        composed.SQL(", ").join(composed.Identifier(name) for name, _ in described),
+        composed.Identifier(table.schema, table.name),
+    )
+    with source.cursor() as cursor, cursor.copy(statement) as copy:
+        for values in copy.rows():
+            yield {
+                name: None if value is None else convert(value.encode())
+                for (name, convert), value in zip(converters, values, strict=True)
+            }
+
+
+def _change(table: SourceTable, row: dict[str, Any], offset: int, clock: Clock) -> Change:
+    document = row | {
+        "_meta": {
+            "op": "c",
+            "source": {"schema": table.schema, "snapshot": True, "table": table.name, "loc": [-1, offset, 0]},
+            "uuid": capture_uuid(clock.position, 0),
+        }
+    }
+    return from_document(dict(sorted(document.items())), table.key_fields, clock, complete=True, bulk=True)

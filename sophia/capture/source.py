@@ -1,0 +1,188 @@
+"""What a source server must offer: tables with usable keys, a publication that names them, a slot.
+
+`inspect_*` only read; `ensure_publication` changes the source, and only the publication. Every fault says the
+statement that mends it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import psycopg
+from psycopg import sql as composed
+from psycopg.rows import TupleRow
+
+from sophia import sql
+from sophia.documents import parse_lsn
+from sophia.errors import SourceError
+
+Connection = psycopg.Connection[TupleRow]
+Q = sql.load("source")
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """Identity and log position of a source server."""
+
+    system_identifier: str
+    database: str
+    lsn: int
+
+
+@dataclass(frozen=True, slots=True)
+class SourceTable:
+    """A table as the source has it. `identity` is d(efault), f(ull), i(ndex) or n(othing)."""
+
+    oid: int
+    schema: str
+    name: str
+    identity: str
+    key_fields: tuple[str, ...]
+
+    @property
+    def qualified(self) -> str:
+        """`schema.name`"""
+        return f"{self.schema}.{self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """A logical replication slot. `retained_bytes` is the log that the server keeps for it."""
+
+    database: str
+    active_pid: int | None
+    confirmed_lsn: int | None
+    wal_status: str
+    retained_bytes: int
+
+
+def inspect_server(connection: Connection) -> Server:
+    """Check what every capture needs of the server.
+
+    Raises:
+        SourceError: a standby, `wal_level` below logical, or an encoding that is not UTF-8.
+    """
+    row = connection.execute(Q["server"]).fetchone()
+    assert row is not None  # noqa: S101 - a single-row function
+    system, in_recovery, wal_level, encoding, database, lsn = row
+    if in_recovery:
+        raise SourceError("the source is a standby; capture from the primary")
+    if wal_level != "logical":
+        raise SourceError(
+            f"the source has wal_level={wal_level}; run `ALTER SYSTEM SET wal_level = logical` and restart it"
+        )
+    if encoding != "UTF8":
+        raise SourceError(f"the source database has encoding {encoding}; only UTF8 is captured")
+    return Server(system, database, parse_lsn(lsn))
+
+
+def inspect_table(connection: Connection, table: str, key: Sequence[str] = ()) -> SourceTable:
+    """Check one table; `key` overrides its primary key.
+
+    Raises:
+        SourceError: it does not exist, is not readable, has no key, or a replica identity without the key.
+    """
+    row = connection.execute(Q["table"], {"table": table}).fetchone()
+    if row is None:
+        raise SourceError(f"{table}: does not exist in the source; create it or take it out of the catalog")
+    oid, kind, identity, schema, name, primary, identity_index, readable = row
+    if kind not in ("r", "p"):
+        raise SourceError(f"{table}: is not a table; only tables and partitioned tables can be captured")
+    if not readable:
+        raise SourceError(f"{table}: may not be read; run `GRANT SELECT ON {table} TO CURRENT_USER` as its owner")
+    identity_columns = {"d": primary, "i": identity_index, "n": []}.get(identity)
+    key_fields = tuple(key) or tuple(primary) or tuple(identity_index)
+    if not key_fields:
+        raise SourceError(
+            f"{table}: has no primary key; add one, or create a unique index on NOT NULL columns and run "
+            f"`ALTER TABLE {table} REPLICA IDENTITY USING INDEX …`"
+        )
+    if identity_columns is not None and not set(key_fields) <= set(identity_columns):
+        raise SourceError(
+            f"{table}: deletes would not carry the key ({', '.join(key_fields)}); "
+            f"run `ALTER TABLE {table} REPLICA IDENTITY FULL`, or key the collection by the identity's columns"
+        )
+    return SourceTable(oid, schema, name, identity, key_fields)
+
+
+def inspect_tables(connection: Connection, wanted: Sequence[tuple[str, Sequence[str]]]) -> list[SourceTable]:
+    """Check several tables, reporting all faults at once.
+
+    Raises:
+        SourceError: with a line for each table at fault.
+    """
+    tables, faults = [], []
+    for table, key in wanted:
+        try:
+            tables.append(inspect_table(connection, table, key))
+        except SourceError as error:
+            faults.append(str(error))
+    if faults:
+        raise SourceError("\n".join(faults))
+    return tables
+
+
+def columns(connection: Connection, oid: int) -> list[tuple[str, int]]:
+    """Names and type oids of a table's columns, without generated ones (the stream does not carry those)."""
+    return [(name, type_oid) for name, type_oid in connection.execute(Q["columns"], {"oid": oid})]
+
+
+def publication_tables(connection: Connection, publication: str) -> set[str] | None:
+    """The tables that a publication names, quoted where need be, or None if there is no such publication."""
+    if connection.execute(Q["publication_exists"], {"publication": publication}).fetchone() is None:
+        return None
+    return {row[0] for row in connection.execute(Q["publication_tables"], {"publication": publication})}
+
+
+def ensure_publication(connection: Connection, publication: str, tables: Sequence[SourceTable]) -> bool:
+    """Make the publication name at least these tables. Returns whether it was changed.
+
+    Raises:
+        SourceError: the role may not do so; the statement to run as the owner is in the message.
+    """
+    present = publication_tables(connection, publication)
+    names = [composed.Identifier(table.schema, table.name) for table in tables]
+    if present is None:
+        statement = composed.SQL("CREATE PUBLICATION {} FOR TABLE {} WITH (publish_via_partition_root = true)").format(
+            composed.Identifier(publication), composed.SQL(", ").join(names)
+        )
+    else:
+        shown = {_quoted(connection, table) for table in tables}
+        absent = [name for table, name in zip(tables, names, strict=True) if _quoted(connection, table) not in present]
+        if not shown - present:
+            return False
+        statement = composed.SQL("ALTER PUBLICATION {} ADD TABLE {}").format(
+            composed.Identifier(publication), composed.SQL(", ").join(absent)
+        )
+    try:
+        connection.execute(statement)
+    except psycopg.errors.InsufficientPrivilege as error:
+        raise SourceError(
+            f"the role may not change publication {publication!r}; run as the tables' owner: "
+            f"{statement.as_string(connection)}"
+        ) from error
+    except psycopg.errors.DuplicateObject:
+        return ensure_publication(connection, publication, tables)
+    return True
+
+
+def _quoted(connection: Connection, table: SourceTable) -> str:
+    row = connection.execute("SELECT format('%%I.%%I', %s::text, %s::text)", [table.schema, table.name]).fetchone()
+    assert row is not None  # noqa: S101
+    return str(row[0])
+
+
+def inspect_slot(connection: Connection, slot: str) -> Slot | None:
+    """The slot of that name, or None.
+
+    Raises:
+        SourceError: the name belongs to a slot of another kind or plugin.
+    """
+    row = connection.execute(Q["slot"], {"slot": slot}).fetchone()
+    if row is None:
+        return None
+    plugin, kind, database, active_pid, confirmed, wal_status, retained = row
+    if kind != "logical" or plugin != "pgoutput":
+        raise SourceError(f"slot {slot!r} exists but is {kind}/{plugin}; name another slot in the catalog")
+    return Slot(database, active_pid, parse_lsn(confirmed) if confirmed else None, wal_status, retained or 0)

@@ -1,0 +1,120 @@
+"""Connections to Sophia's own database, embedded or by URL."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+import psycopg
+from psycopg import sql
+from psycopg.rows import TupleRow
+
+from sophia.database.embedded import EmbeddedPostgres
+from sophia.database.migrate import migrate
+from sophia.errors import ConfigurationError, TemporaryError
+from sophia.settings import Settings
+
+DATABASE_NAME = "sophia"
+MINIMUM_SERVER_VERSION = 140000
+
+
+class Database:
+    """Where Sophia's tables live. Holds the embedded server, if it is one, for as long as it lives.
+
+    Attributes:
+        url: connection URL. It may contain a password: never log it, use `shown`.
+        embedded: the embedded server, or None when `SOPHIA_DATABASE_URL` names another one.
+    """
+
+    def __init__(self, url: str, embedded: EmbeddedPostgres | None = None) -> None:
+        self.url = url
+        self.embedded = embedded
+
+    @property
+    def shown(self) -> str:
+        """The URL without its password."""
+        return without_password(self.url)
+
+    def connect(self, application: str = "sophia", *, autocommit: bool = True) -> psycopg.Connection[TupleRow]:
+        """Open a connection.
+
+        Raises:
+            TemporaryError: the server does not answer or refuses.
+        """
+        return connect(self.url, application, autocommit=autocommit)
+
+    def release(self) -> None:
+        """Give up the hold on the embedded server, if it is one."""
+        if self.embedded is not None:
+            self.embedded.release()
+
+
+def without_password(url: str) -> str:
+    """`url` with its password replaced, fit for logs and metadata."""
+    parts = urlsplit(url)
+    if parts.password is None:
+        return url
+    host = parts.netloc.rpartition("@")[2]
+    return urlunsplit(parts._replace(netloc=f"{parts.username}:***@{host}"))
+
+
+def connect(url: str, application: str, *, autocommit: bool = True, **options: Any) -> psycopg.Connection[TupleRow]:
+    """Open a psycopg connection with time-outs and TCP keepalives that notice a dead peer within half a minute.
+
+    Raises:
+        TemporaryError: the server does not answer or refuses; the message carries no password.
+    """
+    try:
+        return psycopg.connect(
+            url,
+            autocommit=autocommit,
+            application_name=application,
+            connect_timeout=10,
+            keepalives_idle=10,
+            keepalives_interval=5,
+            keepalives_count=3,
+            **options,
+        )
+    except psycopg.OperationalError as error:
+        raise TemporaryError(f"cannot connect to {without_password(url)}: {error}") from error
+
+
+def open_database(settings: Settings, *, upgrade: bool = True) -> Database:
+    """The database that the settings name, started if it is the embedded one, with its schema up to date.
+
+    Raises:
+        ConfigurationError: the server is too old or has no pgvector.
+        TemporaryError: the server does not answer.
+    """
+    if settings.database_url is not None:
+        database = Database(settings.database_url.get_secret_value())
+    else:
+        server = EmbeddedPostgres(settings.pgdata)
+        _ensure_database(server.url(), DATABASE_NAME)
+        database = Database(server.url(DATABASE_NAME), server)
+    if upgrade:
+        _check_server(database)
+        migrate(database.url)
+    return database
+
+
+def _ensure_database(maintenance_url: str, name: str) -> None:
+    with connect(maintenance_url, "sophia-setup") as connection:
+        if connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", [name]).fetchone() is None:
+            # Another process may be faster.
+            with contextlib.suppress(psycopg.errors.DuplicateDatabase, psycopg.errors.UniqueViolation):
+                connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+
+
+def _check_server(database: Database) -> None:
+    with database.connect("sophia-setup") as connection:
+        if connection.info.server_version < MINIMUM_SERVER_VERSION:
+            raise ConfigurationError(
+                f"PostgreSQL {connection.info.parameter_status('server_version')} is too old; 14 or newer is needed"
+            )
+        row = connection.execute("SELECT 1 FROM pg_available_extensions WHERE name = 'vector'").fetchone()
+        if row is None:
+            raise ConfigurationError(
+                f"{database.shown} has no pgvector; install the extension `vector` (>= 0.7) on that server"
+            )

@@ -1,0 +1,88 @@
+"""Embedding by an OpenAI-compatible endpoint (`POST {url}/embeddings`)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import httpx
+import numpy as np
+from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_exponential_jitter
+
+from sophia.catalog.models import EmbeddingModel
+from sophia.embedding.base import Vectors, _nothing, pack
+from sophia.errors import ConfigurationError, TemporaryError
+from sophia.settings import Settings
+
+# Providers bound a request; 16 k estimated tokens stay below the smallest limit in use.
+BUDGET = 16_384
+_RETRIED_STATUS = frozenset({408, 409, 429, 500, 502, 503, 504})
+
+
+class EndpointEmbedder:
+    """A model behind HTTP. Tokens are estimated (four characters each), since the tokenizer is not ours."""
+
+    tokenizer: Any = None
+
+    def __init__(self, model: EmbeddingModel, fingerprint: str, settings: Settings) -> None:
+        self.fingerprint = fingerprint
+        self.dimension = model.dimension
+        self.max_tokens = model.max_tokens
+        self._model = model
+        headers = {}
+        if model.key_env:
+            key = settings.secret(model.key_env)
+            if key is None:
+                raise ConfigurationError(f"model {model.name!r}: {model.key_env} is not set")
+            headers["Authorization"] = f"Bearer {key}"
+        self._client = httpx.Client(
+            base_url=str(model.url).rstrip("/") + "/", headers=headers, timeout=httpx.Timeout(60, connect=5)
+        )
+
+    def token_counts(self, texts: Sequence[str]) -> list[int]:
+        """Estimated tokens of each text."""
+        return [len(text) // 4 + 2 for text in texts]
+
+    def embed(self, texts: Sequence[str], between: Callable[[], None] = _nothing) -> Vectors:
+        """Vectors of documents; see `Embedder.embed`."""
+        vectors = np.empty((len(texts), self.dimension), dtype=np.float32)
+        prefixed = [self._model.document_prefix + text for text in texts]
+        for number, batch in enumerate(pack(self.token_counts(prefixed), BUDGET)):
+            if number:
+                between()
+            vectors[batch] = self._request([prefixed[i] for i in batch])
+        return vectors
+
+    def embed_query(self, text: str) -> Vectors:
+        """Vector of a query, shape (dimension,)."""
+        vector: Vectors = self._request([self._model.query_prefix + text])[0]
+        return vector
+
+    @retry(
+        retry=retry_if_exception_type(TemporaryError),
+        stop=stop_after_attempt(4),
+        wait=wait_exponential_jitter(initial=0.2, max=5),
+        reraise=True,
+    )
+    def _request(self, texts: list[str]) -> Vectors:
+        name = self._model.name
+        try:
+            response = self._client.post("embeddings", json={"model": self._model.model, "input": texts})
+        except httpx.TransportError as error:
+            raise TemporaryError(f"model {name!r}: the endpoint does not answer: {error}") from error
+        if response.status_code in _RETRIED_STATUS:
+            raise TemporaryError(f"model {name!r}: the endpoint answers {response.status_code}")
+        if response.is_error:
+            raise ConfigurationError(f"model {name!r}: the endpoint refuses with {response.status_code}")
+        try:
+            data = sorted(response.json()["data"], key=lambda item: item["index"])
+            vectors = np.array([item["embedding"] for item in data], dtype=np.float32)
+        except (ValueError, KeyError, TypeError) as error:
+            raise ConfigurationError(f"model {name!r}: the endpoint's answer is no embedding list: {error}") from error
+        if vectors.shape != (len(texts), self.dimension):
+            raise ConfigurationError(
+                f"model {name!r}: expected {len(texts)} vectors of {self.dimension}, got shape {vectors.shape}"
+            )
+        norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+        unit: Vectors = (vectors / np.where(norms == 0, 1, norms)).astype(np.float32)
+        return unit

@@ -1,0 +1,72 @@
+"""Leases with a fencing epoch: one writer a lane of an index version, whoever wakes up late writes nothing.
+
+A lease is free when nobody holds it, when the holder's database session has ended (a killed process frees it at
+once), or when the holder was silent for the lease time (a paused process). Taking it raises the epoch. `check`
+belongs into the transaction that writes: its row lock makes a successor wait until that transaction has ended, so
+either the write is before the take-over, or the check fails.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+
+import psycopg
+from psycopg.rows import TupleRow
+
+from sophia import sql
+from sophia.errors import FencedError
+
+Connection = psycopg.Connection[TupleRow]
+Q = sql.load("indexing")
+
+
+class Lease:
+    """The right to write under `name`, held by this connection's session.
+
+    Use `try_take` to get one.
+    """
+
+    def __init__(self, name: str, epoch: int, seconds: float) -> None:
+        self.name = name
+        self.epoch = epoch
+        self._seconds = seconds
+        self._renew_at = time.monotonic() + seconds / 3
+
+    @classmethod
+    def try_take(cls, connection: Connection, name: str, seconds: float) -> Lease | None:
+        """The lease, or None while another session holds it."""
+        row = connection.execute(
+            Q["take_lease"], {"name": name, "holder": f"{socket.gethostname()}:{os.getpid()}", "seconds": seconds}
+        ).fetchone()
+        return cls(name, int(row[0]), seconds) if row else None
+
+    def check(self, connection: Connection) -> None:
+        """Fail unless the lease is still ours; call it inside the writing transaction.
+
+        Raises:
+            FencedError: another holder has a newer epoch.
+        """
+        row = connection.execute(Q["check_lease"], {"name": self.name, "epoch": self.epoch}, prepare=True).fetchone()
+        if row is None:
+            raise FencedError(f"the lease {self.name!r} was taken over; nothing was written")
+
+    def renew(self, connection: Connection) -> None:
+        """Extend the lease, if a third of its time has passed.
+
+        Raises:
+            FencedError: another holder has a newer epoch.
+        """
+        if time.monotonic() < self._renew_at:
+            return
+        cursor = connection.execute(
+            Q["renew_lease"], {"name": self.name, "epoch": self.epoch, "seconds": self._seconds}
+        )
+        if cursor.rowcount == 0:
+            raise FencedError(f"the lease {self.name!r} was taken over")
+        self._renew_at = time.monotonic() + self._seconds / 3
+
+    def release(self, connection: Connection) -> None:
+        """Give the lease up, so that a successor need not wait."""
+        connection.execute(Q["release_lease"], {"name": self.name, "epoch": self.epoch})

@@ -1,0 +1,179 @@
+"""The bulk lane: compare a shard of an index with the current documents and mend what differs.
+
+The first load, a re-embedding, a drift repair and the indexer's background work are all this: whatever the ledger
+does not have at the document's clock is written; with `deep`, what the store really holds is read too and compared
+with the ledger, hash by hash, so that rows that were edited, added or deleted behind Sophia's back are found.
+Only what differs is embedded. A shard may be repaired at any time, beside the live lane and beside other repairs:
+every write is conditional on the clock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+
+import psycopg
+from psycopg.rows import TupleRow
+
+from sophia import sql
+from sophia.documents import Key, bucket_range
+from sophia.indexing.leases import Lease
+from sophia.indexing.versions import IndexVersion
+from sophia.indexing.writer import Figures, Row, Writer
+from sophia.stores import Store
+
+Connection = psycopg.Connection[TupleRow]
+Q = sql.load("indexing")
+Between = Callable[[], None]
+
+
+@dataclass(slots=True)
+class Difference:
+    """Keys of a range of buckets where index and documents differ, by kind.
+
+    Attributes:
+        missing: current documents (or chunks of them) that the store lacks.
+        stale: the store has an older document.
+        extra: the store holds what is no current document.
+        doubled: a chunk is there more than once.
+        altered: the store's text or vector is not what was written.
+        parked: the document cannot be indexed; see the dead letters.
+    """
+
+    missing: list[Key] = field(default_factory=list)
+    stale: list[Key] = field(default_factory=list)
+    extra: list[Key] = field(default_factory=list)
+    doubled: list[Key] = field(default_factory=list)
+    altered: list[Key] = field(default_factory=list)
+    parked: list[Key] = field(default_factory=list)
+
+    @property
+    def empty(self) -> bool:
+        """Whether index and documents agree (a parked document is a known gap, not a difference)."""
+        return not (self.missing or self.stale or self.extra or self.doubled or self.altered)
+
+    def counts(self) -> dict[str, int]:
+        """Number of keys by kind."""
+        return {name: len(getattr(self, name)) for name in self.__slots__}
+
+
+def compare(connection: Connection, version: IndexVersion, store: Store, first: int, last: int) -> Difference:
+    """Compare documents, ledger and what the store really holds, in one snapshot, for a range of buckets."""
+    found = Difference()
+    params = {
+        "version_id": version.id,
+        "collection_id": version.collection_id,
+        "first": first,
+        "last": last,
+    }
+    with connection.transaction():
+        connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+        found.missing = [Key(row[0]) for row in connection.execute(Q["absent"], params)]
+        expected: dict[Key, tuple[tuple[bytes, ...], tuple[bytes, ...]]] = {}
+        for key, state, deleted, contents, vectors, clock, document_clock, _gone in connection.execute(
+            Q["expected"], params
+        ):
+            key = Key(key)
+            if not deleted:
+                expected[key] = (tuple(map(bytes, contents)), tuple(map(bytes, vectors)))
+            if document_clock is None:
+                # The tombstone of a document was pruned; only a live entry is wrong then.
+                if not deleted:
+                    found.extra.append(key)
+            elif clock < document_clock:
+                found.stale.append(key)
+            elif state == "parked":
+                found.parked.append(key)
+        known = set(found.extra) | set(found.stale)
+        for document in store.inventory(connection, version, first, last):
+            want = expected.pop(document.key, None)
+            if document.key in known:
+                continue
+            if want is None:
+                found.extra.append(document.key)
+            elif len(document.content_hashes) < len(want[0]):
+                found.missing.append(document.key)
+            elif len(document.content_hashes) > len(want[0]):
+                # More rows than the ledger wrote: a chunk twice, or chunks that were added.
+                doubled = set(document.content_hashes) == set(want[0])
+                (found.doubled if doubled else found.extra).append(document.key)
+            elif (document.read_hashes, document.vector_hashes) != want or document.content_hashes != want[0]:
+                found.altered.append(document.key)
+        # What the ledger says is there and the store did not show.
+        found.missing += [key for key, want in expected.items() if want[0] and key not in known]
+    return found
+
+
+def repair_shard(
+    connection: Connection,
+    writer: Writer,
+    shard: int,
+    *,
+    batch: int,
+    deep: bool = False,
+    lease: Lease | None = None,
+    between: Between = lambda: None,
+    progress: Callable[[int], None] = lambda documents: None,
+) -> Figures:
+    """Repair one shard of a version and record that it was compared. Returns what it cost.
+
+    Args:
+        deep: read the store itself, too.
+        between: called between forward passes and batches; the indexer does its live work there.
+        progress: called with the number of documents written by each batch.
+    """
+    figures = Figures()
+    for step in repair_steps(connection, writer, shard, batch=batch, deep=deep, lease=lease, between=between):
+        figures.add(step)
+        progress(step.documents)
+        between()
+    return figures
+
+
+def repair_steps(
+    connection: Connection,
+    writer: Writer,
+    shard: int,
+    *,
+    batch: int,
+    deep: bool = False,
+    lease: Lease | None = None,
+    between: Between = lambda: None,
+) -> Iterator[Figures]:
+    """`repair_shard` in steps of one batch each."""
+    version = writer.version
+    first, last = bucket_range(shard, version.index.shards)
+    params = {"version_id": version.id, "collection_id": version.collection_id}
+    row = connection.execute(Q["collection_position"], params).fetchone()
+    position = int(row[0]) if row else 0
+    while True:
+        rows = connection.execute(
+            Q["outdated"], params | {"first": first, "last": last, "limit": batch}, prepare=True
+        ).fetchall()
+        if not rows:
+            break
+        yield writer.apply(connection, [Row.read(row) for row in rows], lease=lease, between=between)
+    if deep:
+        found = compare(connection, version, writer.store, first, last)
+        wrong = found.extra + found.doubled + found.altered + found.missing
+        for keys in _sliced(wrong, batch):
+            rows = connection.execute(Q["by_keys"], params | {"keys": keys}).fetchall()
+            yield writer.apply(connection, [Row.read(row) for row in rows], lease=lease, repair=True, between=between)
+            # Conditional on the ledger, so a key that came back meanwhile stays.
+            with connection.transaction():
+                connection.execute(Q["orphaned"], params | {"keys": keys})
+                writer.store.discard(connection, version, keys)
+    connection.execute(Q["shard_done"], params | {"shard": shard, "position": position})
+
+
+def finish_load(connection: Connection, writer: Writer) -> None:
+    """Once every shard was compared at least once, let the store build its nearest-neighbour index."""
+    row = connection.execute(Q["shards_pending"], {"version_id": writer.version.id}).fetchone()
+    if row and row[0] == 0:
+        writer.store.finish(connection, writer.version)
+
+
+def _sliced(keys: Iterable[Key], size: int) -> Iterator[list[Key]]:
+    items = list(keys)
+    for start in range(0, len(items), size):
+        yield items[start : start + size]

@@ -1,0 +1,343 @@
+"""Applies documents to one index version. The live lane, the bulk lane and repair all write through here.
+
+Invariants:
+
+* Only text whose hash is new is embedded: unchanged chunks keep their vector, equal texts elsewhere in the version
+  lend theirs, and equal texts of a batch are embedded once.
+* Embedding happens outside any transaction; then one transaction checks the lease, moves the ledger (newer clock
+  wins), writes the store where the ledger was moved, and advances the lane.
+* A document that cannot be indexed is parked: the reason goes to the dead letters, the ledger says `parked`, and the
+  store holds nothing of it, so that no search returns its former text as current.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+import psycopg
+from psycopg.rows import TupleRow
+
+from sophia import inbox, sql
+from sophia.documents import Clock, Key, Origin, parse_lsn
+from sophia.embedding import Embedder, Vectors
+from sophia.errors import DocumentError
+from sophia.indexing.leases import Lease
+from sophia.indexing.text import Chunk, Texts
+from sophia.indexing.versions import IndexVersion
+from sophia.stores import ChunkWrite, DocumentWrite, Store
+from sophia.stores.base import vector_hash
+
+logger = logging.getLogger("sophia.indexing")
+Connection = psycopg.Connection[TupleRow]
+Q = sql.load("indexing")
+# Keys named in the record of a batch, for the feed; a batch may hold many more.
+FEED_KEYS = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A current document and what the ledger holds of it."""
+
+    key: Key
+    bucket: int
+    position: int
+    clock: Clock
+    deleted: bool
+    missing: tuple[str, ...]
+    body: dict[str, Any] | None
+    origin: Origin
+    ledger_clock: Clock | None
+    ledger_hashes: tuple[bytes, ...]
+    ledger_vectors: tuple[bytes, ...]
+    ledger_state: str | None
+
+    @classmethod
+    def read(cls, row: TupleRow) -> Row:
+        """From a row of the queries `live`, `outdated` and `by_keys`."""
+        key, bucket, position, clock, deleted, missing, body, lsn, txid, committed_at, *ledger = row
+        ledger_clock, _deleted, content_hashes, vector_hashes, state = ledger
+        return cls(
+            Key(key),
+            bucket,
+            position,
+            Clock(*clock),
+            deleted,
+            tuple(missing),
+            body,
+            Origin(parse_lsn(lsn) if lsn else None, txid, committed_at),
+            Clock(*ledger_clock) if ledger_clock else None,
+            tuple(bytes(h) for h in content_hashes or ()),
+            tuple(bytes(h) for h in vector_hashes or ()),
+            state,
+        )
+
+
+@dataclass(slots=True)
+class Figures:
+    """What writing cost, summed over batches. `lag_ms` holds commit-to-applied times of live batches."""
+
+    documents: int = 0
+    embedded: int = 0
+    reused: int = 0
+    deleted: int = 0
+    parked: int = 0
+    tokens: int = 0
+    embed_seconds: float = 0.0
+    lag_ms: list[float] = field(default_factory=list)
+
+    def add(self, other: Figures) -> None:
+        """Sum another batch into this one."""
+        self.documents += other.documents
+        self.embedded += other.embedded
+        self.reused += other.reused
+        self.deleted += other.deleted
+        self.parked += other.parked
+        self.tokens += other.tokens
+        self.embed_seconds += other.embed_seconds
+        self.lag_ms += other.lag_ms
+
+
+class Writer:
+    """Writes documents of one version.
+
+    Args:
+        run: who writes: `live`, or a Dagster run id; kept with every row.
+        lane: `live` or `bulk`, for the record of batches.
+    """
+
+    def __init__(
+        self,
+        version: IndexVersion,
+        store: Store,
+        embedder: Embedder,
+        max_text_bytes: int,
+        *,
+        run: str,
+        lane: str,
+    ) -> None:
+        self.version = version
+        self.store = store
+        self._embedder = embedder
+        self._run = run
+        self._lane = lane
+        index = version.index
+        self._metadata = index.metadata
+        self._texts = Texts(index.template, index.chunk_tokens, index.chunk_overlap, embedder.tokenizer, max_text_bytes)
+
+    def apply(
+        self,
+        connection: Connection,
+        rows: Sequence[Row],
+        *,
+        lease: Lease | None = None,
+        position: int | None = None,
+        repair: bool = False,
+        between: Callable[[], None] = lambda: None,
+    ) -> Figures:
+        """Bring the store to these documents. Returns what it cost.
+
+        Args:
+            connection: in autocommit mode; one transaction is made here.
+            position: the lane's new position, advanced in the same transaction.
+            repair: write rows again whose clock the ledger has already.
+            between: called between two forward passes of a long embedding.
+
+        Raises:
+            FencedError: the lease was taken over; nothing of this batch was written.
+        """
+        figures = Figures()
+        todo = [row for row in rows if repair or row.ledger_clock is None or row.ledger_clock < row.clock]
+        chunked, faults = self._chunk(todo)
+        writes = self._plan(connection, todo, chunked, faults, repair, figures, between)
+        with connection.transaction():
+            if lease is not None:
+                lease.check(connection)
+            if writes:
+                self._commit_writes(connection, writes, faults, repair)
+                figures.documents = len(writes)
+                figures.parked = len(faults)
+                self._record(connection, writes, figures)
+            if position is not None:
+                connection.execute(Q["advance"], {"version_id": self.version.id, "position": position}, prepare=True)
+        return figures
+
+    def _chunk(self, rows: Sequence[Row]) -> tuple[dict[Key, list[Chunk]], dict[Key, str]]:
+        """Chunks of each live document, and the reasons of those that cannot be indexed."""
+        chunked: dict[Key, list[Chunk]] = {}
+        faults: dict[Key, str] = {}
+        for row in rows:
+            if row.deleted:
+                chunked[row.key] = []
+                continue
+            try:
+                if row.missing:
+                    raise DocumentError(
+                        f"columns {', '.join(row.missing)} were never received; "
+                        "the row must be read again from its source"
+                    )
+                chunked[row.key] = self._texts.chunks(row.body or {})
+            except DocumentError as error:
+                faults[row.key] = str(error)
+                chunked[row.key] = []
+        return chunked, faults
+
+    def _plan(
+        self,
+        connection: Connection,
+        rows: Sequence[Row],
+        chunked: dict[Key, list[Chunk]],
+        faults: dict[Key, str],
+        repair: bool,
+        figures: Figures,
+        between: Callable[[], None],
+    ) -> list[DocumentWrite]:
+        """Decide for every chunk: keep, reuse or embed."""
+        kept: set[tuple[Key, int]] = set()
+        wanted: dict[bytes, str] = {}
+        for row in rows:
+            for number, chunk in enumerate(chunked[row.key]):
+                known = number < len(row.ledger_hashes) and row.ledger_hashes[number] == chunk.content_hash
+                if known and not repair:
+                    kept.add((row.key, number))
+                else:
+                    wanted[chunk.content_hash] = chunk.content
+        # A repair trusts nothing that the store holds.
+        vectors = {} if repair else self.store.vectors(connection, self.version, list(wanted))
+        figures.reused = len(kept) + len(vectors)
+        fresh = [content_hash for content_hash in wanted if content_hash not in vectors]
+        if fresh:
+            texts = [wanted[content_hash] for content_hash in fresh]
+            started = time.perf_counter()
+            computed = self._embedder.embed(texts, between)
+            figures.embed_seconds = time.perf_counter() - started
+            figures.embedded = len(texts)
+            figures.tokens = sum(self._embedder.token_counts(texts))
+            vectors |= dict(zip(fresh, computed, strict=True))
+        return [self._write(row, chunked[row.key], kept, vectors, row.key in faults, figures) for row in rows]
+
+    def _write(
+        self,
+        row: Row,
+        chunks: Sequence[Chunk],
+        kept: set[tuple[Key, int]],
+        vectors: dict[bytes, Vectors],
+        parked: bool,
+        figures: Figures,
+    ) -> DocumentWrite:
+        if row.deleted:
+            figures.deleted += 1
+        body = row.body or {}
+        writes = []
+        for number, chunk in enumerate(chunks):
+            keep = (row.key, number) in kept
+            vector = None if keep else vectors[chunk.content_hash]
+            writes.append(
+                ChunkWrite(
+                    id=self.version.chunk_id(row.key, number),
+                    number=number,
+                    start=chunk.start,
+                    end=chunk.end,
+                    content=chunk.content,
+                    content_hash=chunk.content_hash,
+                    vector_hash=row.ledger_vectors[number] if vector is None else vector_hash(vector),
+                    vector=vector,
+                )
+            )
+        return DocumentWrite(
+            key=row.key,
+            bucket=row.bucket,
+            clock=row.clock,
+            chunks=tuple(writes),
+            metadata={name: body.get(name) for name in self._metadata},
+            origin=row.origin,
+            deleted=row.deleted,
+            parked=parked,
+        )
+
+    def _commit_writes(
+        self, connection: Connection, writes: Sequence[DocumentWrite], faults: dict[Key, str], repair: bool
+    ) -> None:
+        # In key order, so that two writers that meet wait for each other instead of deadlocking.
+        ordered = sorted(writes, key=lambda write: write.key)
+        connection.execute(
+            Q["ledger"],
+            {
+                "version_id": self.version.id,
+                "run": self._run,
+                "repair": repair,
+                "keys": [w.key for w in ordered],
+                "buckets": [w.bucket for w in ordered],
+                "clocks": [w.clock.literal for w in ordered],
+                "states": ["parked" if w.parked else "applied" for w in ordered],
+                "deleted": [w.deleted for w in ordered],
+                "content_hashes": [_byte_array([c.content_hash for c in w.chunks]) for w in ordered],
+                "vector_hashes": [_byte_array([c.vector_hash for c in w.chunks]) for w in ordered],
+            },
+            prepare=True,
+        )
+        self.store.write(connection, self.version, ordered, self._run, replace=repair)
+        healthy = [w.key for w in ordered if not w.parked]
+        connection.execute(
+            sql.load("inbox")["resolve_dead_letters"],
+            {"collection_id": self.version.collection_id, "keys": healthy, "version_id": self.version.id},
+            prepare=True,
+        )
+        clocks = {w.key: w.clock for w in ordered}
+        for key, reason in faults.items():
+            inbox.park(
+                connection,
+                self.version.collection,
+                key,
+                stage="index",
+                reason=reason,
+                clock=clocks[key],
+                version_id=self.version.id,
+            )
+
+    def _record(self, connection: Connection, writes: Sequence[DocumentWrite], figures: Figures) -> None:
+        oldest: datetime | None = None
+        if self._lane == "live":
+            oldest = min((w.origin.committed_at for w in writes if w.origin.committed_at), default=None)
+        keys = [("-" if w.deleted else "") + w.key for w in writes[:FEED_KEYS]]
+        row = connection.execute(
+            Q["batch"],
+            {
+                "version_id": self.version.id,
+                "lane": self._lane,
+                "run": self._run,
+                "documents": figures.documents,
+                "embedded": figures.embedded,
+                "reused": figures.reused,
+                "deleted": figures.deleted,
+                "tokens": figures.tokens,
+                "embed_ms": figures.embed_seconds * 1000,
+                "oldest": oldest,
+                "keys": keys,
+            },
+            prepare=True,
+        ).fetchone()
+        if row and row[1] is not None:
+            figures.lag_ms.append(float(row[1]))
+        payload = {
+            "batch": row[0] if row else None,
+            "index": self.version.index_name,
+            "version": self.version.number,
+            "lane": self._lane,
+            "documents": figures.documents,
+            "embedded": figures.embedded,
+            "deleted": figures.deleted,
+            "lag_ms": round(float(row[1]), 1) if row and row[1] is not None else None,
+            # NOTIFY carries at most 8,000 bytes; a key may be long.
+            "keys": [key for key in keys if len(key) < 200][:FEED_KEYS],
+        }
+        connection.execute(Q["notify"], {"payload": json.dumps(payload)}, prepare=True)
+
+
+def _byte_array(values: Sequence[bytes]) -> str:
+    return "{" + ",".join(f'"\\\\x{value.hex()}"' for value in values) + "}"

@@ -1,0 +1,195 @@
+"""Every environment variable that Sophia reads, typed, with unit and reason, checked together.
+
+Read once at the edge (`load_settings()`), never at import, and handed on as a frozen value. All faults are
+named in one message; secrets are masked by their type, so no log line or repr can show one.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from sophia.errors import SettingsError
+
+PREFIX = "SOPHIA_"
+Profile = Literal["local", "cluster"]
+
+
+class _Group(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class CaptureSettings(_Group):
+    """The capture process: from the source's write-ahead log to the inbox."""
+
+    batch_documents: int = Field(
+        2_000, ge=1, description="Most documents of one inbox transaction. Bounds memory and lock time."
+    )
+    batch_bytes: int = Field(8_000_000, ge=1_000, description="Most bytes of WAL payload of one inbox transaction.")
+    bulk_transaction: int = Field(
+        1_000,
+        ge=1,
+        description="A source transaction with more changes than this takes the bulk lane, "
+        "so that it cannot hold up single changes behind it.",
+    )
+    status_seconds: float = Field(
+        5.0, gt=0, description="Longest time between two status messages to the source server."
+    )
+    catalog_check_seconds: float = Field(
+        10.0, gt=0, description="How often publication and table identities are compared with the source."
+    )
+
+
+class IndexerSettings(_Group):
+    """The indexer process: from the inbox to the stores."""
+
+    live_documents: int = Field(64, ge=1, description="Most documents of one live micro-batch.")
+    bulk_documents: int = Field(256, ge=1, description="Most documents of one bulk transaction.")
+    bulk_tokens: int = Field(
+        512,
+        ge=1,
+        description="Token budget of one bulk forward pass on the CPU; live work is looked at between two.",
+    )
+    lease_seconds: float = Field(
+        10.0, gt=0, description="How long a silent holder keeps an index before a standby takes over."
+    )
+    poll_seconds: float = Field(
+        1.0, gt=0, description="Longest wait without a notification before the inbox is looked at anyway."
+    )
+    max_text_bytes: int = Field(
+        1_000_000, ge=1, description="A longer rendered text is parked: it is no text that people search."
+    )
+
+
+class ConsoleSettings(_Group):
+    """The console's web server."""
+
+    host: str = Field("127.0.0.1", description="Address to listen on.")
+    port: int = Field(8010, ge=0, le=65535, description="Port to listen on.")
+
+
+class Settings(BaseSettings):
+    """Sophia's settings. Every field is the variable `SOPHIA_<FIELD>`; groups use `SOPHIA_<GROUP>__<FIELD>`."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, env_nested_delimiter="__", frozen=True, extra="ignore", env_ignore_empty=True
+    )
+
+    profile: Profile = Field("local", description="`local` needs nothing; `cluster` speaks to real systems.")
+    home: Path = Field(
+        Path(".sophia"), description="Folder of all local state: embedded PostgreSQL, Dagster home, logs."
+    )
+    catalog: Path | None = Field(None, description="Catalog folder; the repository's deploy/catalog if unset.")
+    database_url: SecretStr | None = Field(
+        None, description="PostgreSQL >= 14 with pgvector. Unset: the embedded server under SOPHIA_HOME."
+    )
+    hub: bool = Field(False, description="Allow model downloads from a hub. Off: only local and packaged models.")
+    device: str | None = Field(None, description="Torch device of the embedder; chosen by torch if unset.")
+    docker_host: str | None = Field(None, description="Docker engine for the image assets; plan only if unset.")
+    kube_context: str | None = Field(None, description="Kubernetes context for the cluster; plan only if unset.")
+    n8n_url: str | None = Field(None, description="n8n base URL for the workflows; plan only if unset.")
+    n8n_api_key: SecretStr | None = Field(None, description="n8n API key.")
+    vercel_token: SecretStr | None = Field(None, description="Vercel token for the frontends; plan only if unset.")
+    app_database_url: SecretStr | None = Field(None, description="DSN of the catalog source `app`.")
+    weaviate_url: str | None = Field(None, description="Weaviate base URL (cluster profile).")
+    weaviate_api_key: SecretStr | None = Field(None, description="Weaviate API key.")
+    pinecone_api_key: SecretStr | None = Field(None, description="Pinecone API key.")
+    embedding_api_key: SecretStr | None = Field(None, description="Key of an OpenAI-compatible endpoint.")
+
+    capture: CaptureSettings = CaptureSettings()
+    indexer: IndexerSettings = IndexerSettings()
+    console: ConsoleSettings = ConsoleSettings()
+
+    @field_validator("home", "catalog")
+    @classmethod
+    def _absolute(cls, value: Path | None) -> Path | None:
+        return value.expanduser().absolute() if value is not None else None
+
+    @field_validator("database_url", "app_database_url")
+    @classmethod
+    def _postgres_url(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and not value.get_secret_value().startswith(("postgresql://", "postgres://")):
+            raise ValueError("must start with postgresql://")
+        return value
+
+    @cached_property
+    def pgdata(self) -> Path:
+        """Data folder of the embedded PostgreSQL."""
+        return self.home / "postgres"
+
+    @cached_property
+    def dagster_home(self) -> Path:
+        """DAGSTER_HOME of the local profile."""
+        return self.home / "dagster"
+
+    def secret(self, variable: str) -> str | None:
+        """The value of a variable that the catalog names (`SOPHIA_APP_DATABASE_URL`), or None if unset.
+
+        A field of this model is read from it, any other variable from the environment.
+        """
+        field = variable.removeprefix(PREFIX).lower()
+        if field not in type(self).model_fields:
+            return os.environ.get(variable) or None
+        value = getattr(self, field)
+        return value.get_secret_value() if isinstance(value, SecretStr) else value
+
+    def missing(self) -> list[str]:
+        """Variables that the cluster profile needs and that are not set."""
+        if self.profile == "local":
+            return []
+        return [
+            PREFIX + name.upper()
+            for name in ("database_url", "kube_context", "weaviate_url")
+            if not getattr(self, name)
+        ]
+
+
+def known_variables() -> dict[str, str]:
+    """Every variable with its description, in the order of the model."""
+    known: dict[str, str] = {}
+    for name, field in Settings.model_fields.items():
+        group = field.annotation
+        if isinstance(group, type) and issubclass(group, _Group):
+            for sub, subfield in group.model_fields.items():
+                known[f"{PREFIX}{name}__{sub}".upper()] = subfield.description or ""
+        else:
+            known[f"{PREFIX}{name}".upper()] = field.description or ""
+    return known
+
+
+def load_settings(environ: Mapping[str, str] | None = None, **overrides: Any) -> Settings:
+    """Read and check all settings at once.
+
+    `environ` is where unknown `SOPHIA_` names are looked for (the process environment by default);
+    `overrides` win over the environment (tests, command-line options).
+
+    Raises:
+        SettingsError: naming every missing, malformed or misspelt variable, without any value.
+    """
+    faults: list[str] = []
+    settings: Settings | None = None
+    try:
+        settings = Settings(**overrides)
+    except ValidationError as error:
+        for fault in error.errors():
+            variable = PREFIX + "__".join(str(part) for part in fault["loc"]).upper()
+            faults.append(f"{variable}: {fault['msg'].removeprefix('Value error, ')}")
+    if settings is not None:
+        faults += [f"{name}: is required in the cluster profile" for name in settings.missing()]
+    known = known_variables()
+    for name in sorted(os.environ if environ is None else environ):
+        # Names that the catalog or the tests own are no settings of ours.
+        if name.startswith(PREFIX) and name not in known and not name.startswith(f"{PREFIX}TEST_"):
+            close = difflib.get_close_matches(name, known, n=1, cutoff=0.85)
+            if close:
+                faults.append(f"{name}: is not a setting; did you mean {close[0]}?")
+    if faults or settings is None:
+        raise SettingsError("settings are not usable:\n" + "\n".join(f"  {fault}" for fault in faults))
+    return settings

@@ -1,0 +1,116 @@
+-- name: take_lease
+-- Free if nobody holds it, the holder's database session is gone, or it was silent for too long.
+INSERT INTO sophia.leases AS l (name, epoch, holder, backend, started, expires_at)
+SELECT %(name)s, 1, %(holder)s, pg_backend_pid(), a.backend_start, clock_timestamp() + make_interval(secs => %(seconds)s)
+FROM pg_stat_activity a WHERE a.pid = pg_backend_pid()
+ON CONFLICT (name) DO UPDATE
+SET epoch = l.epoch + 1, holder = EXCLUDED.holder, backend = EXCLUDED.backend, started = EXCLUDED.started,
+    expires_at = EXCLUDED.expires_at
+WHERE l.expires_at < clock_timestamp()
+   OR (l.backend = EXCLUDED.backend AND l.started = EXCLUDED.started)
+   OR NOT EXISTS (SELECT 1 FROM pg_stat_activity a WHERE a.pid = l.backend AND a.backend_start = l.started)
+RETURNING epoch
+
+-- name: check_lease
+-- In the transaction that writes: the row lock makes a successor wait for this transaction, or this one see it.
+SELECT 1 FROM sophia.leases WHERE name = %(name)s AND epoch = %(epoch)s FOR SHARE
+
+-- name: renew_lease
+UPDATE sophia.leases SET expires_at = clock_timestamp() + make_interval(secs => %(seconds)s)
+WHERE name = %(name)s AND epoch = %(epoch)s
+
+-- name: release_lease
+DELETE FROM sophia.leases WHERE name = %(name)s AND epoch = %(epoch)s
+
+-- name: live
+-- What the live lane has not taken yet, oldest first, with what the ledger holds of it.
+SELECT d.key, d.bucket, d.position, d.clock, d.deleted, d.missing, d.body, d.lsn::text, d.txid, d.committed_at,
+       l.clock, l.deleted, l.content_hashes, l.vector_hashes, l.state
+FROM sophia.documents d
+LEFT JOIN sophia.ledger l ON l.version_id = %(version_id)s AND l.key = d.key
+WHERE d.collection_id = %(collection_id)s AND NOT d.bulk AND d.position > %(position)s
+ORDER BY d.position LIMIT %(limit)s
+
+-- name: outdated
+-- Documents of a range of buckets that the ledger does not have, or has at an older clock. A key that was deleted
+-- before it was ever indexed needs no entry.
+SELECT d.key, d.bucket, d.position, d.clock, d.deleted, d.missing, d.body, d.lsn::text, d.txid, d.committed_at,
+       l.clock, l.deleted, l.content_hashes, l.vector_hashes, l.state
+FROM sophia.documents d
+LEFT JOIN sophia.ledger l ON l.version_id = %(version_id)s AND l.key = d.key
+WHERE d.collection_id = %(collection_id)s AND d.bucket BETWEEN %(first)s AND %(last)s
+  AND ((l.key IS NULL AND NOT d.deleted) OR l.clock < d.clock)
+LIMIT %(limit)s
+
+-- name: by_keys
+SELECT d.key, d.bucket, d.position, d.clock, d.deleted, d.missing, d.body, d.lsn::text, d.txid, d.committed_at,
+       l.clock, l.deleted, l.content_hashes, l.vector_hashes, l.state
+FROM sophia.documents d
+LEFT JOIN sophia.ledger l ON l.version_id = %(version_id)s AND l.key = d.key
+WHERE d.collection_id = %(collection_id)s AND d.key = ANY(%(keys)s)
+
+-- name: ledger
+-- Takes a key only for a newer clock, or (repair) for the very same one.
+INSERT INTO sophia.ledger AS l (version_id, key, bucket, clock, state, deleted, content_hashes, vector_hashes, run)
+SELECT %(version_id)s, u.key, u.bucket, u.clock::bigint[], u.state, u.deleted, u.content_hashes::bytea[],
+       u.vector_hashes::bytea[], %(run)s
+FROM unnest(%(keys)s::text[], %(buckets)s::int[], %(clocks)s::text[], %(states)s::text[], %(deleted)s::bool[],
+            %(content_hashes)s::text[], %(vector_hashes)s::text[])
+     AS u (key, bucket, clock, state, deleted, content_hashes, vector_hashes)
+ON CONFLICT (version_id, key) DO UPDATE
+SET clock = EXCLUDED.clock, state = EXCLUDED.state, deleted = EXCLUDED.deleted, run = EXCLUDED.run,
+    content_hashes = EXCLUDED.content_hashes, vector_hashes = EXCLUDED.vector_hashes, updated_at = clock_timestamp()
+WHERE l.clock < EXCLUDED.clock OR (%(repair)s AND l.clock = EXCLUDED.clock)
+
+-- name: advance
+UPDATE sophia.index_versions SET position = GREATEST(position, %(position)s) WHERE id = %(version_id)s
+
+-- name: batch
+INSERT INTO sophia.batches (version_id, lane, run, documents, embedded, reused, deleted, tokens, embed_ms, lag_ms, keys)
+VALUES (%(version_id)s, %(lane)s, %(run)s, %(documents)s, %(embedded)s, %(reused)s, %(deleted)s, %(tokens)s,
+        %(embed_ms)s, EXTRACT(epoch FROM clock_timestamp() - %(oldest)s::timestamptz) * 1000, %(keys)s)
+RETURNING id, lag_ms
+
+-- name: notify
+SELECT pg_notify('sophia_indexed', %(payload)s)
+
+-- name: stale_shards
+-- Shards that were not compared since the newest bulk document came in.
+SELECT s.shard FROM sophia.shards s
+JOIN sophia.index_versions v ON v.id = s.version_id
+JOIN sophia.collections c ON c.id = v.collection_id
+WHERE s.version_id = %(version_id)s AND s.position < GREATEST(c.bulk_position, 0) ORDER BY s.shard
+
+-- name: collection_position
+SELECT position FROM sophia.collections WHERE id = %(collection_id)s
+
+-- name: shard_done
+UPDATE sophia.shards SET position = GREATEST(position, %(position)s), checked_at = clock_timestamp()
+WHERE version_id = %(version_id)s AND shard = %(shard)s
+
+-- name: shards_pending
+SELECT count(*) FROM sophia.shards WHERE version_id = %(version_id)s AND position < 0
+
+-- name: expected
+-- What the ledger says of a range of buckets, beside the current document.
+SELECT l.key, l.state, l.deleted, l.content_hashes, l.vector_hashes, l.clock, d.clock, d.deleted
+FROM sophia.ledger l
+LEFT JOIN sophia.documents d ON d.collection_id = %(collection_id)s AND d.key = l.key
+WHERE l.version_id = %(version_id)s AND l.bucket BETWEEN %(first)s AND %(last)s
+
+-- name: absent
+-- Documents that the ledger does not know at all.
+SELECT d.key FROM sophia.documents d
+WHERE d.collection_id = %(collection_id)s AND d.bucket BETWEEN %(first)s AND %(last)s AND NOT d.deleted
+  AND NOT EXISTS (SELECT 1 FROM sophia.ledger l WHERE l.version_id = %(version_id)s AND l.key = d.key)
+
+-- name: orphaned
+-- Live entries of keys that have no document any more.
+UPDATE sophia.ledger l SET deleted = true, content_hashes = '{}', vector_hashes = '{}', updated_at = clock_timestamp()
+WHERE l.version_id = %(version_id)s AND l.key = ANY(%(keys)s) AND NOT l.deleted
+  AND NOT EXISTS (SELECT 1 FROM sophia.documents d WHERE d.collection_id = %(collection_id)s AND d.key = l.key)
+
+-- name: sample_keys
+SELECT l.key FROM sophia.ledger l
+WHERE l.version_id = %(version_id)s AND NOT l.deleted AND l.state = 'applied' AND cardinality(l.content_hashes) > 0
+ORDER BY md5(l.key || %(seed)s) LIMIT %(limit)s

@@ -1,0 +1,116 @@
+-- name: create_table
+CREATE TABLE IF NOT EXISTS {table} (
+    id           uuid PRIMARY KEY,
+    key          text NOT NULL,
+    bucket       integer NOT NULL,
+    chunk        integer NOT NULL,
+    span         int4range NOT NULL,
+    content      text NOT NULL,
+    content_hash bytea NOT NULL,
+    embedding    vector({dimension}) NOT NULL,
+    metadata     jsonb NOT NULL,
+    clock        bigint[] NOT NULL,
+    lsn          pg_lsn,
+    txid         bigint,
+    committed_at timestamptz,
+    run          text NOT NULL,
+    indexed_at   timestamptz NOT NULL DEFAULT clock_timestamp(),
+    tsv          tsvector GENERATED ALWAYS AS (to_tsvector('english', content)) STORED,
+    UNIQUE (key, chunk)
+) WITH (fillfactor = 85)
+
+-- name: create_hash_index
+CREATE INDEX IF NOT EXISTS {name} ON {table} (content_hash)
+
+-- name: create_bucket_index
+CREATE INDEX IF NOT EXISTS {name} ON {table} (bucket)
+
+-- name: create_text_index
+CREATE INDEX IF NOT EXISTS {name} ON {table} USING gin (tsv)
+
+-- name: create_vector_index
+CREATE INDEX CONCURRENTLY IF NOT EXISTS {name} ON {table} USING hnsw (embedding vector_cosine_ops)
+
+-- name: drop_invalid_index
+-- A build that was cut off leaves an invalid index behind, which IF NOT EXISTS would take for done.
+SELECT 1 FROM pg_index WHERE indexrelid = to_regclass(%(name)s) AND NOT indisvalid
+
+-- name: publish
+CREATE VIEW {view} AS
+SELECT key, chunk, content, content_hash, embedding, metadata, clock, lsn, {model}::text AS model, indexed_at,
+       span, txid, committed_at, run
+FROM {table}
+
+-- name: delete_surplus
+-- Only what the ledger has at this very clock: an older writer's rows are not its business.
+DELETE FROM {table} s
+USING unnest(%(keys)s::text[], %(clocks)s::text[], %(counts)s::int[]) AS u (key, clock, count)
+JOIN sophia.ledger l ON l.version_id = %(version_id)s AND l.key = u.key AND l.clock = u.clock::bigint[]
+WHERE s.key = u.key AND s.chunk >= u.count
+
+-- name: discard
+-- Rows of keys that the ledger does not hold as live.
+DELETE FROM {table} s WHERE s.key = ANY(%(keys)s)
+  AND NOT EXISTS (SELECT 1 FROM sophia.ledger l
+                  WHERE l.version_id = %(version_id)s AND l.key = s.key AND NOT l.deleted AND l.state = 'applied')
+
+-- name: upsert
+INSERT INTO {table} (id, key, bucket, chunk, span, content, content_hash, embedding, metadata, clock, lsn, txid,
+                     committed_at, run)
+SELECT u.id, u.key, u.bucket, u.chunk, int4range(u.start, u.stop), u.content, u.content_hash, u.embedding,
+       u.metadata::jsonb, u.clock::bigint[], u.lsn::pg_lsn, u.txid, u.committed_at, %(run)s
+FROM unnest(%(ids)s::uuid[], %(keys)s::text[], %(buckets)s::int[], %(chunks)s::int[], %(starts)s::int[],
+            %(stops)s::int[], %(contents)s::text[], %(hashes)s::bytea[], %(vectors)s::vector[],
+            %(metadata)s::text[], %(clocks)s::text[], %(lsns)s::text[], %(txids)s::bigint[], %(times)s::timestamptz[])
+     AS u (id, key, bucket, chunk, start, stop, content, content_hash, embedding, metadata, clock, lsn, txid,
+           committed_at)
+JOIN sophia.ledger l ON l.version_id = %(version_id)s AND l.key = u.key AND l.clock = u.clock::bigint[]
+ON CONFLICT (id) DO UPDATE
+SET span = EXCLUDED.span, content = EXCLUDED.content, content_hash = EXCLUDED.content_hash,
+    embedding = EXCLUDED.embedding, metadata = EXCLUDED.metadata, clock = EXCLUDED.clock, lsn = EXCLUDED.lsn,
+    txid = EXCLUDED.txid, committed_at = EXCLUDED.committed_at, run = EXCLUDED.run, indexed_at = clock_timestamp()
+
+-- name: refresh
+-- The text is the same under the same id: only what belongs to the row changes.
+UPDATE {table} s
+SET span = int4range(u.start, u.stop), metadata = u.metadata::jsonb, clock = u.clock::bigint[],
+    lsn = u.lsn::pg_lsn, txid = u.txid, committed_at = u.committed_at, run = %(run)s, indexed_at = clock_timestamp()
+FROM unnest(%(ids)s::uuid[], %(keys)s::text[], %(starts)s::int[], %(stops)s::int[], %(metadata)s::text[],
+            %(clocks)s::text[], %(lsns)s::text[], %(txids)s::bigint[], %(times)s::timestamptz[])
+     AS u (id, key, start, stop, metadata, clock, lsn, txid, committed_at)
+JOIN sophia.ledger l ON l.version_id = %(version_id)s AND l.key = u.key AND l.clock = u.clock::bigint[]
+WHERE s.id = u.id
+
+-- name: vectors
+SELECT DISTINCT ON (content_hash) content_hash, embedding FROM {table} WHERE content_hash = ANY(%(hashes)s)
+
+-- name: inventory
+SELECT key, array_agg(content_hash ORDER BY chunk),
+       array_agg(substring(sha256(convert_to(content, 'UTF8')) FOR 16) ORDER BY chunk),
+       array_agg(substring(sha256(vector_send(embedding)) FOR 16) ORDER BY chunk)
+FROM {table} WHERE bucket BETWEEN %(first)s AND %(last)s GROUP BY key
+
+-- name: counts
+SELECT count(DISTINCT key), count(*) FROM {table}
+
+-- name: search
+SELECT key, chunk, 1 - (embedding <=> %(vector)s) AS score, content, metadata, lsn::text, committed_at, indexed_at
+FROM {table} WHERE {filters}
+ORDER BY embedding <=> %(vector)s LIMIT %(k)s
+
+-- name: hybrid
+-- Reciprocal rank fusion of the vector's and the full text's best candidates.
+WITH by_vector AS (
+    SELECT id, row_number() OVER (ORDER BY distance) AS rank
+    FROM (SELECT id, embedding <=> %(vector)s AS distance FROM {table} WHERE {filters}
+          ORDER BY embedding <=> %(vector)s LIMIT %(candidates)s) v
+), by_text AS (
+    SELECT id, row_number() OVER (ORDER BY score DESC, id) AS rank
+    FROM (SELECT id, ts_rank_cd(tsv, q) AS score FROM {table}, websearch_to_tsquery('english', %(text)s) q
+          WHERE tsv @@ q AND {filters} ORDER BY score DESC LIMIT %(candidates)s) t
+), fused AS (
+    SELECT id, sum(1.0 / (60 + rank)) AS score
+    FROM (SELECT * FROM by_vector UNION ALL SELECT * FROM by_text) r GROUP BY id
+)
+SELECT s.key, s.chunk, f.score::float8, s.content, s.metadata, s.lsn::text, s.committed_at, s.indexed_at
+FROM fused f JOIN {table} s USING (id) ORDER BY f.score DESC, s.id LIMIT %(k)s

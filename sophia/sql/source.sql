@@ -1,0 +1,40 @@
+-- name: server
+-- The identity of the server and where its log stands. A standby cannot be captured from.
+SELECT system_identifier::text, pg_is_in_recovery(), current_setting('wal_level'),
+       current_setting('server_encoding'), current_database(),
+       CASE WHEN pg_is_in_recovery() THEN NULL ELSE pg_current_wal_lsn()::text END
+FROM pg_control_system()
+
+-- name: table
+-- One table: its oid, kind, replica identity, and the columns of its primary key and replica identity index.
+SELECT c.oid::bigint, c.relkind, c.relreplident, n.nspname, c.relname,
+       ARRAY(SELECT a.attname::text FROM pg_index i
+             CROSS JOIN LATERAL unnest(i.indkey::int2[]) WITH ORDINALITY AS k (attnum, n)
+             JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum = k.attnum
+             WHERE i.indrelid = c.oid AND i.indisprimary ORDER BY k.n),
+       ARRAY(SELECT a.attname::text FROM pg_index i
+             CROSS JOIN LATERAL unnest(i.indkey::int2[]) WITH ORDINALITY AS k (attnum, n)
+             JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum = k.attnum
+             WHERE i.indrelid = c.oid AND i.indisreplident ORDER BY k.n),
+       has_table_privilege(c.oid, 'SELECT')
+FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+WHERE c.oid = to_regclass(%(table)s)
+
+-- name: columns
+SELECT attname::text, atttypid::bigint FROM pg_attribute
+WHERE attrelid = %(oid)s AND attnum > 0 AND NOT attisdropped AND attgenerated = '' ORDER BY attnum
+
+-- name: publication_tables
+SELECT format('%%I.%%I', schemaname, tablename) FROM pg_publication_tables WHERE pubname = %(publication)s
+
+-- name: publication_exists
+SELECT puballtables FROM pg_publication WHERE pubname = %(publication)s
+
+-- name: slot
+SELECT plugin, slot_type, database, active_pid, confirmed_flush_lsn::text, COALESCE(wal_status, 'reserved'),
+       pg_wal_lsn_diff(CASE WHEN pg_is_in_recovery() THEN pg_last_wal_receive_lsn() ELSE pg_current_wal_lsn() END,
+                       restart_lsn)::bigint
+FROM pg_replication_slots WHERE slot_name = %(slot)s
+
+-- name: estimate
+SELECT GREATEST(reltuples, 0)::bigint FROM pg_class WHERE oid = %(oid)s

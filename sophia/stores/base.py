@@ -1,0 +1,152 @@
+"""What a vector store must do. Every store passes the same contract suite.
+
+A store holds the chunks of index versions under ids that the version decides. Writes are conditional on the ledger:
+`write` is called in the transaction that has put the documents' clocks into the ledger, and a row whose ledger clock
+is another than the write's is not touched. Reads see what was committed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Protocol
+from uuid import UUID
+
+import numpy as np
+import psycopg
+from psycopg.rows import TupleRow
+
+from sophia.documents import Clock, Key, Origin
+from sophia.embedding.base import Vectors
+from sophia.indexing.text import HASH_BYTES
+from sophia.indexing.versions import IndexVersion
+
+Connection = psycopg.Connection[TupleRow]
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkWrite:
+    """A chunk to store. `vector` is None when the store holds it under this id already and only the rest changes."""
+
+    id: UUID
+    number: int
+    start: int
+    end: int
+    content: str
+    content_hash: bytes
+    vector_hash: bytes
+    vector: Vectors | None
+
+
+@dataclass(frozen=True, slots=True)
+class DocumentWrite:
+    """All chunks of a document at a clock; none for a delete. Surplus chunks of the key go away with it."""
+
+    key: Key
+    bucket: int
+    clock: Clock
+    chunks: tuple[ChunkWrite, ...]
+    metadata: Mapping[str, Any]
+    origin: Origin
+    deleted: bool = False
+    parked: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class StoredDocument:
+    """What the store really holds of a key, in chunk order. `read_hashes` were computed from the stored text."""
+
+    key: Key
+    content_hashes: tuple[bytes, ...]
+    read_hashes: tuple[bytes, ...]
+    vector_hashes: tuple[bytes, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """A search: `filters` compare metadata fields for equality; `text` is used by hybrid search."""
+
+    vector: Vectors
+    text: str
+    k: int = 10
+    filters: Mapping[str, Any] = field(default_factory=dict)
+    hybrid: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """One result. `score` is the cosine similarity, or the fused reciprocal rank of a hybrid search."""
+
+    key: str
+    chunk: int
+    score: float
+    content: str
+    metadata: dict[str, Any]
+    lsn: str | None
+    committed_at: datetime | None
+    indexed_at: datetime
+
+
+def vector_hash(vector: Vectors) -> bytes:
+    """The first 16 bytes of SHA-256 over the vector as PostgreSQL sends it: dimension, zero, big-endian float32."""
+    head = len(vector).to_bytes(2, "big") + b"\0\0"
+    return hashlib.sha256(head + np.asarray(vector, dtype=">f4").tobytes()).digest()[:HASH_BYTES]
+
+
+class Store(Protocol):
+    """A vector store."""
+
+    def ensure(self, connection: Connection, version: IndexVersion) -> None:
+        """Make the version's table, class or namespace; nothing if it is there."""
+        ...
+
+    def finish(self, connection: Connection, version: IndexVersion) -> None:
+        """After the first whole load: build what is better built once than kept up (the nearest-neighbour index)."""
+        ...
+
+    def publish(self, connection: Connection, version: IndexVersion) -> None:
+        """Point the index's public name at this version, in the caller's transaction."""
+        ...
+
+    def drop(self, connection: Connection, version: IndexVersion) -> None:
+        """Remove everything of a version."""
+        ...
+
+    def write(
+        self,
+        connection: Connection,
+        version: IndexVersion,
+        writes: Sequence[DocumentWrite],
+        run: str,
+        *,
+        replace: bool = False,
+    ) -> None:
+        """Store a batch in the caller's transaction, each document only if the ledger has its clock.
+
+        `replace` removes everything of the keys first, whatever it is: repair trusts nothing that is there.
+        """
+        ...
+
+    def discard(self, connection: Connection, version: IndexVersion, keys: Sequence[str]) -> None:
+        """Remove what is stored of these keys where the ledger does not hold them as live."""
+        ...
+
+    def vectors(self, connection: Connection, version: IndexVersion, hashes: Sequence[bytes]) -> dict[bytes, Vectors]:
+        """Vectors that the version holds for these content hashes, for reuse."""
+        ...
+
+    def inventory(
+        self, connection: Connection, version: IndexVersion, first_bucket: int, last_bucket: int
+    ) -> Iterator[StoredDocument]:
+        """What is really there in a range of buckets, hashes computed from the stored data."""
+        ...
+
+    def counts(self, connection: Connection, version: IndexVersion) -> tuple[int, int]:
+        """(documents, chunks) that the store holds."""
+        ...
+
+    def search(self, connection: Connection, version: IndexVersion, query: Query) -> list[Hit]:
+        """The best `k` chunks, best first."""
+        ...
