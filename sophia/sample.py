@@ -75,7 +75,9 @@ def _of_tree(tree: ast.Module, module: str) -> Iterator[Docstring]:
                 if isinstance(child, ast.ClassDef):
                     yield from visit(child, name)
 
-    def document(node: ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef, name: str, kind: str) -> Iterator[Docstring]:
+    def document(
+        node: ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef, name: str, kind: str
+    ) -> Iterator[Docstring]:
         text = ast.get_docstring(node)
         if text and len(text) >= _SHORTEST and name not in seen:
             seen.add(name)
@@ -85,7 +87,9 @@ def _of_tree(tree: ast.Module, module: str) -> Iterator[Docstring]:
     yield from visit(tree, module)
 
 
-def load(connection: Connection, *, limit: int | None = None, progress: Callable[[int], None] = lambda rows: None) -> dict[str, int]:
+def load(
+    connection: Connection, *, limit: int | None = None, progress: Callable[[int], None] = lambda rows: None
+) -> dict[str, int]:
     """Make and fill the sample tables; rows that are there already are left as they are.
 
     Returns:

@@ -2,7 +2,10 @@
 
 Integers and floats are JSON numbers, NaN and the infinities strings; `numeric` is a string (a float would lose
 digits); timestamps are RFC 3339 in UTC, dates ISO 8601; bytea is base64; json is parsed; arrays are lists; all
-else is its text. psycopg's own loaders do the parsing.
+else (intervals, ranges, enums, …) is its text. psycopg's own loaders do the parsing.
+
+What the type `json` takes and no text or `jsonb` can hold (the character U+0000, half a surrogate pair) becomes
+U+FFFD, and a number beyond a float's range a string.
 
 Sessions that read values set `SESSION_OPTIONS`, so that the text does not depend on the server's defaults.
 """
@@ -11,14 +14,16 @@ from __future__ import annotations
 
 import base64
 import math
+import re
 from collections.abc import Callable
-from datetime import date, datetime, time, timedelta
+from datetime import date, datetime, time
 from decimal import Decimal
 from functools import cache
 from typing import Any
 
 from psycopg import DataError
 from psycopg.adapt import Transformer
+from psycopg.postgres import types
 from psycopg.pq import Format
 
 from sophia.errors import DocumentError
@@ -27,7 +32,18 @@ SESSION_OPTIONS = (
     "-c DateStyle=ISO -c TimeZone=UTC -c IntervalStyle=iso_8601 -c bytea_output=hex -c extra_float_digits=1"
 )
 
-_TEXT_OIDS = frozenset({25, 1043, 1042, 18, 19})
+_JSON_NAMES = ("json", "jsonb")
+# The types whose text is parsed; psycopg knows more, and shows some in a way of its own.
+_PARSED = frozenset(
+    types[name].oid
+    for name in (
+        *("bool", "int2", "int4", "int8", "oid", "float4", "float8", "numeric"),
+        *("date", "time", "timestamp", "timestamptz", "bytea", "uuid", *_JSON_NAMES),
+    )
+)
+_JSON = frozenset(oid for name in _JSON_NAMES for oid in (types[name].oid, types[name].array_oid))
+_TEXT_ARRAY = types["text"].array_oid
+_UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 _TRANSFORMER = Transformer()
 
 
@@ -37,13 +53,19 @@ def converter(type_oid: int) -> Callable[[bytes], Any]:
 
     The function raises DocumentError for bytes that are not UTF-8.
     """
-    if type_oid in _TEXT_OIDS:
+    info = types.get(type_oid)
+    if info is not None and type_oid == info.array_oid and info.delimiter == ",":
+        loaded_oid = type_oid if info.oid in _PARSED else _TEXT_ARRAY
+    elif type_oid in _PARSED:
+        loaded_oid = type_oid
+    else:
         return _decode
-    load = _TRANSFORMER.get_loader(type_oid, Format.TEXT).load
+    load = _TRANSFORMER.get_loader(loaded_oid, Format.TEXT).load
+    storable = _storable if type_oid in _JSON else to_json
 
     def convert(raw: bytes) -> Any:
         try:
-            return to_json(load(raw))
+            return storable(load(raw))
         except (DataError, ValueError, OverflowError):
             # A value that Python has no type for, such as the timestamp 'infinity' or the year 20000.
             return _decode(raw)
@@ -56,6 +78,21 @@ def _decode(raw: bytes) -> str:
         return bytes(raw).decode()
     except UnicodeDecodeError as error:
         raise DocumentError(f"a value is not UTF-8 ({error.reason} at byte {error.start})") from error
+
+
+def _storable(value: Any) -> Any:
+    """Parsed json without what `jsonb` refuses."""
+    match value:
+        case str():
+            return _UNSTORABLE.sub("\ufffd", value)
+        case float():
+            return to_json(value)
+        case list():
+            return [_storable(item) for item in value]
+        case dict():
+            return {_storable(name): _storable(item) for name, item in value.items()}
+        case _:
+            return value
 
 
 def to_json(value: Any) -> Any:
@@ -76,13 +113,9 @@ def to_json(value: Any) -> Any:
             return text.removesuffix("+00:00") + "Z" if value.tzinfo is None or text.endswith("+00:00") else text
         case date() | time():
             return value.isoformat()
-        case timedelta():
-            return str(value)
         case bytes() | bytearray() | memoryview():
             return base64.b64encode(bytes(value)).decode()
         case list() | tuple():
             return [to_json(item) for item in value]
-        case dict():
-            return value
         case _:
             return str(value)

@@ -91,7 +91,7 @@ def open_database(settings: Settings, *, upgrade: bool = True) -> Database:
         database = Database(settings.database_url.get_secret_value())
     else:
         server = EmbeddedPostgres(settings.pgdata)
-        _ensure_database(server.url(), DATABASE_NAME)
+        ensure_database(server.url(), DATABASE_NAME)
         database = Database(server.url(DATABASE_NAME), server)
     if upgrade:
         _check_server(database)
@@ -99,7 +99,8 @@ def open_database(settings: Settings, *, upgrade: bool = True) -> Database:
     return database
 
 
-def _ensure_database(maintenance_url: str, name: str) -> None:
+def ensure_database(maintenance_url: str, name: str) -> None:
+    """Create a database on the server of that URL unless it is there."""
     with connect(maintenance_url, "sophia-setup") as connection:
         if connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", [name]).fetchone() is None:
             # Another process may be faster.

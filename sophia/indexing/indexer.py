@@ -22,7 +22,7 @@ from sophia import sql
 from sophia.catalog import Catalog
 from sophia.database.connect import Database
 from sophia.embedding import Embedder, load_embedder
-from sophia.errors import FencedError
+from sophia.errors import FencedError, TemporaryError
 from sophia.indexing.leases import Lease
 from sophia.indexing.repair import finish_load, repair_shard
 from sophia.indexing.versions import IndexVersion, active_versions, ensure_version, local_indexes
@@ -165,20 +165,21 @@ class Indexer:
         for lane in self._lanes:
             if lane.lease is None:
                 continue
-            shard = connection.execute(Q["stale_shards"], {"version_id": lane.version.id}, prepare=True).fetchone()
-            if shard is None:
-                continue
-            figures = repair_shard(
-                connection,
-                lane.bulk,
-                shard[0],
-                batch=self._settings.indexer.bulk_documents,
-                lease=lane.lease,
-                between=_until(stop, between),
-            )
-            self.figures.add(figures)
-            finish_load(connection, lane.bulk)
-            return True
+            shards = connection.execute(Q["stale_shards"], {"version_id": lane.version.id}, prepare=True).fetchall()
+            for (shard,) in shards:
+                try:
+                    figures = repair_shard(
+                        connection,
+                        lane.bulk,
+                        shard,
+                        batch=self._settings.indexer.bulk_documents,
+                        between=_until(stop, between),
+                    )
+                except TemporaryError:
+                    continue  # a Dagster run has this shard
+                self.figures.add(figures)
+                finish_load(connection, lane.bulk)
+                return True
         return False
 
     def _wait(self, connection: Connection) -> None:

@@ -9,21 +9,28 @@ every write is conditional on the clock.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import psycopg
 from psycopg.rows import TupleRow
 
 from sophia import sql
+from sophia.catalog import Catalog
+from sophia.catalog.models import Index
 from sophia.documents import Key, bucket_range
+from sophia.embedding import Embedder
+from sophia.errors import TemporaryError
 from sophia.indexing.leases import Lease
-from sophia.indexing.versions import IndexVersion
+from sophia.indexing.versions import IndexVersion, ensure_version
 from sophia.indexing.writer import Figures, Row, Writer
-from sophia.stores import Store
+from sophia.settings import Profile, Settings
+from sophia.stores import Store, store_of
 
 Connection = psycopg.Connection[TupleRow]
 Q = sql.load("indexing")
+# Renewed with every batch; longer than any batch takes.
+LEASE_SECONDS = 120.0
 Between = Callable[[], None]
 
 
@@ -111,22 +118,33 @@ def repair_shard(
     *,
     batch: int,
     deep: bool = False,
-    lease: Lease | None = None,
     between: Between = lambda: None,
-    progress: Callable[[int], None] = lambda documents: None,
+    progress: Callable[[Figures], None] = lambda so_far: None,
 ) -> Figures:
     """Repair one shard of a version and record that it was compared. Returns what it cost.
 
     Args:
         deep: read the store itself, too.
         between: called between forward passes and batches; the indexer does its live work there.
-        progress: called with the number of documents written by each batch.
+        progress: called after each batch with the sum so far.
+
+    Raises:
+        TemporaryError: another run is repairing this shard.
     """
+    version = writer.version
+    lease = Lease.try_take(connection, f"repair/{version.id}/{shard}", LEASE_SECONDS)
+    if lease is None:
+        raise TemporaryError(f"shard {shard} of {version.label} is being repaired by another run; try again later")
     figures = Figures()
-    for step in repair_steps(connection, writer, shard, batch=batch, deep=deep, lease=lease, between=between):
-        figures.add(step)
-        progress(step.documents)
-        between()
+    try:
+        for step in repair_steps(connection, writer, shard, lease, batch=batch, deep=deep, between=between):
+            figures.add(step)
+            progress(figures)
+            lease.renew(connection)
+            between()
+    finally:
+        if not connection.closed:
+            lease.release(connection)
     return figures
 
 
@@ -134,11 +152,11 @@ def repair_steps(
     connection: Connection,
     writer: Writer,
     shard: int,
+    lease: Lease,
     *,
     batch: int,
-    deep: bool = False,
-    lease: Lease | None = None,
-    between: Between = lambda: None,
+    deep: bool,
+    between: Between,
 ) -> Iterator[Figures]:
     """`repair_shard` in steps of one batch each."""
     version = writer.version
@@ -164,6 +182,65 @@ def repair_steps(
                 connection.execute(Q["orphaned"], params | {"keys": keys})
                 writer.store.discard(connection, version, keys)
     connection.execute(Q["shard_done"], params | {"shard": shard, "position": position})
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """A repair run's version and writer."""
+
+    version: IndexVersion
+    writer: Writer
+
+    @classmethod
+    def open(
+        cls,
+        connection: Connection,
+        catalog: Catalog,
+        index: Index,
+        profile: Profile,
+        embedder_of: Callable[[IndexVersion], Embedder],
+        settings: Settings,
+        *,
+        run: str,
+    ) -> Session:
+        """The version of the index as the catalog has it now, its store made ready, and a writer for `run`."""
+        version = ensure_version(connection, catalog, index, profile)
+        store = store_of(version.store)
+        store.ensure(connection, version)
+        size = settings.indexer.max_text_bytes
+        return cls(version, Writer(version, store, embedder_of(version), size, run=run, lane="bulk"))
+
+    def position(self, connection: Connection) -> int:
+        """The collection's position now."""
+        row = connection.execute(Q["collection_position"], {"collection_id": self.version.collection_id}).fetchone()
+        return int(row[0]) if row else 0
+
+
+def repair_version(
+    connection: Connection,
+    session: Session,
+    shards: Sequence[int],
+    *,
+    batch: int,
+    deep: bool,
+    progress: Callable[[str], None] = lambda line: None,
+) -> Figures:
+    """Repair several shards, saying how far it is after each; then let the store finish its first load.
+
+    Raises:
+        TemporaryError: another run is repairing one of the shards.
+    """
+    figures = Figures()
+    version = session.version
+    for number, shard in enumerate(shards, start=1):
+        part = repair_shard(connection, session.writer, shard, batch=batch, deep=deep)
+        figures.add(part)
+        progress(
+            f"{version.label}: shard {number}/{len(shards)}, {figures.documents} documents written, "
+            f"{figures.embedded} texts embedded"
+        )
+    finish_load(connection, session.writer)
+    return figures
 
 
 def finish_load(connection: Connection, writer: Writer) -> None:

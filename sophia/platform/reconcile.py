@@ -118,7 +118,7 @@ class Plan:
     def summary(self) -> str:
         """One line: what is to do, and what is not known."""
         counts = self.counts()
-        words = {"create": "to create", "update": "to update", "delete": "to delete"}
+        words: dict[Action, str] = {"create": "to create", "update": "to update", "delete": "to delete"}
         parts = [f"{counts[action]} {word}" for action, word in words.items() if counts[action]]
         text = f"{self.kind}/{self.name}: {', '.join(parts) or 'nothing to do'}"
         return f"{text} (not observed: {self.observed.reason})" if self.observed.state == "unknown" else text

@@ -138,10 +138,11 @@ class RoutingTable:
         """
         placement = self.place(workload)
         spec: dict[str, Any] = {
-            "affinity": {"node_affinity": _snake_affinity(placement)},
             "priority_class_name": priority_class(placement.route),
             "tolerations": tolerations(placement),
         }
+        if placement.candidates:
+            spec["affinity"] = {"node_affinity": _snake_affinity(placement)}
         container: dict[str, Any] = {}
         if placement.gpu:
             spec["node_selector"] = {"nvidia.com/gpu.present": "true"}

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from sophia.settings import Settings
+
 DEFAULT_REGISTRY = "registry.example.com/sophia"
 
 
@@ -50,3 +52,15 @@ class PlatformSystems:
     """Instead of the engine at `docker_host`."""
     kubernetes: KubernetesReader | None = field(default=None, repr=False)
     """Instead of the API at `kube_context`."""
+
+
+def systems_of(settings: Settings, environ: Mapping[str, str]) -> PlatformSystems:
+    """The outside systems that the settings name; `environ` is where set secrets are looked for."""
+    return PlatformSystems(
+        docker_host=settings.docker_host,
+        kube_context=settings.kube_context,
+        n8n_url=settings.n8n_url,
+        n8n_api_key=settings.n8n_api_key.get_secret_value() if settings.n8n_api_key else None,
+        vercel_token=settings.vercel_token.get_secret_value() if settings.vercel_token else None,
+        environ=environ,
+    )

@@ -72,27 +72,8 @@ SET reason = EXCLUDED.reason, clock = EXCLUDED.clock, attempts = d.attempts + 1,
 DELETE FROM sophia.dead_letters
 WHERE collection_id = %(collection_id)s AND key = ANY(%(keys)s) AND version_id IS NOT DISTINCT FROM %(version_id)s
 
--- name: list_dead_letters
-SELECT c.name AS collection, d.key, v.index_name AS index, d.stage, d.reason, d.attempts, d.first_seen, d.last_seen
-FROM sophia.dead_letters d
-LEFT JOIN sophia.collections c ON c.id = d.collection_id
-LEFT JOIN sophia.index_versions v ON v.id = d.version_id
-ORDER BY d.last_seen DESC LIMIT %(limit)s
-
 -- name: ensure_collection
 INSERT INTO sophia.collections (name, key_fields) VALUES (%(name)s, %(key_fields)s)
 ON CONFLICT (name) DO UPDATE SET key_fields =
     CASE WHEN EXCLUDED.key_fields = '{}' THEN sophia.collections.key_fields ELSE EXCLUDED.key_fields END
 RETURNING id
-
--- name: prune_inbox
-DELETE FROM sophia.inbox WHERE received_at < now() - make_interval(days => %(days)s)
-
--- name: prune_tombstones
--- Only where every version that still lives has taken the delete.
-DELETE FROM sophia.documents d
-WHERE d.deleted AND d.received_at < now() - make_interval(days => %(days)s)
-  AND NOT EXISTS (
-      SELECT 1 FROM sophia.index_versions v
-      LEFT JOIN sophia.ledger l ON l.version_id = v.id AND l.key = d.key
-      WHERE v.collection_id = d.collection_id AND v.state <> 'retired' AND (l.key IS NOT NULL AND NOT l.deleted))

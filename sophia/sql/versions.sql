@@ -51,8 +51,8 @@ UPDATE sophia.index_versions SET state = %(state)s, promoted_at = CASE WHEN %(st
 WHERE id = %(version_id)s
 
 -- name: positions
-SELECT id, position FROM sophia.index_versions WHERE index_name = %(name)s AND state IN ('serving', 'building')
-FOR UPDATE
+SELECT id, state, position FROM sophia.index_versions WHERE index_name = %(name)s AND state <> 'retired'
+ORDER BY id FOR UPDATE
 
 -- name: forget
 DELETE FROM sophia.ledger WHERE version_id = %(version_id)s

@@ -1,0 +1,42 @@
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: help install demo up test lint check bench clean
+
+help:
+	@echo "make demo    the whole way on sample data: load, capture, index, change rows, find them"
+	@echo "make up      Dagster UI, daemon, capture, indexer and console together"
+	@echo "make test    everything that can be tested on this machine"
+	@echo "make lint    ruff and mypy --strict"
+	@echo "make bench   the benchmarks; tables on screen, JSON in benchmarks/results"
+	@echo "make clean   remove the virtual environment and all local state"
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt deploy/install
+	PYTHON="$(PYTHON)" VENV="$(VENV)" bash deploy/install
+	@touch $(STAMP)
+
+demo: install
+	$(BIN)/sophia demo
+
+up: install
+	$(BIN)/sophia up
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: install lint
+	$(BIN)/pytest
+
+bench: install
+	$(BIN)/python -m benchmarks.graph_load
+	$(BIN)/python -m benchmarks.hot_path
+	$(BIN)/python -m benchmarks.initial_load
+
+clean:
+	rm -rf $(VENV) .sophia

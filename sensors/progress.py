@@ -1,0 +1,113 @@
+"""Inbox positions become collection observations, the indexer's progress becomes materialisations of shards.
+
+Coalesced a tick: however many changes came, a collection gets one observation and a touched shard one
+materialisation. The cursor holds the positions that were reported. A lost tick is made up by the next one, since the
+next compares positions; a repeated tick reports nothing new.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import dagster as dg
+
+from resources import DatabaseResource
+from sophia.catalog import Catalog
+from sophia.errors import TemporaryError
+from sophia.settings import Profile
+from sophia_assets.collections import collection_observation, collection_version
+from sophia_assets.indexes import index_data_version
+from sophia_assets.keys import asset_key, shard_names
+
+DATA_VERSION = "dagster/data_version"
+
+
+def progress_events(
+    cursor: Mapping[str, Mapping[str, int]],
+    collections: Sequence[Any],
+    indexes: Sequence[tuple[Any, int, list[int], Any]],
+) -> tuple[list[dg.AssetObservation | dg.AssetMaterialization], dict[str, dict[str, int]]]:
+    """The events of a tick and the new cursor. Pure.
+
+    Args:
+        cursor: {"collections": {name: position}, "versions": {id: position}} as reported last.
+        collections: collection statuses.
+        indexes: (version, number of shards, touched shards since the cursor, status) of each serving version.
+    """
+    seen = dict(cursor.get("collections", {}))
+    reported = dict(cursor.get("versions", {}))
+    events: list[dg.AssetObservation | dg.AssetMaterialization] = []
+    for collection in collections:
+        if seen.get(collection.name) != collection.position:
+            events.append(
+                dg.AssetObservation(
+                    asset_key("collections", collection.name),
+                    metadata=collection_observation(collection),
+                    tags={DATA_VERSION: collection_version(collection)},
+                )
+            )
+            seen[collection.name] = collection.position
+    for version, shards, touched, status in indexes:
+        names = shard_names(shards)
+        metadata = {
+            "state": "live",
+            "rows": status.documents,
+            "vectors": status.chunks,
+            "lag_ms": round(status.lag_p50_ms or 0.0, 1),
+            "lag_p95_ms": round(status.lag_p95_ms or 0.0, 1),
+            "parked": status.parked,
+        }
+        events += [
+            dg.AssetMaterialization(
+                asset_key("indexes", version.index_name),
+                partition=names[shard],
+                description="kept in step by the indexer",
+                metadata=metadata,
+                tags={DATA_VERSION: index_data_version(version.fingerprint, version.position)},
+            )
+            for shard in touched
+        ]
+        reported[str(version.id)] = version.position
+    return events, {"collections": seen, "versions": reported}
+
+
+def build_progress_sensor(catalog: Catalog, profile: Profile) -> dg.SensorDefinition:
+    """The sensor. It runs no jobs."""
+
+    @dg.sensor(
+        name="inbox_progress_sensor",
+        minimum_interval_seconds=10,
+        default_status=dg.DefaultSensorStatus.RUNNING,
+        description="Reports inbox positions and the indexer's progress, coalesced a tick.",
+        asset_selection=dg.AssetSelection.groups("collections", "indexes"),
+    )
+    def inbox_progress_sensor(context: dg.SensorEvaluationContext, database: DatabaseResource) -> dg.SensorResult:
+        from sophia.indexing.status import collection_status, index_status, touched_shards
+        from sophia.indexing.versions import active_versions
+
+        cursor = json.loads(context.cursor) if context.cursor else {}
+        reported = cursor.get("versions", {})
+        known = {collection.name for collection in catalog.collections}
+        named = {index.name for index in catalog.indexes}
+        try:
+            with database.connect() as connection:
+                versions = [v for v in active_versions(connection) if v.state == "serving" and v.index_name in named]
+                statuses = {status.fingerprint: status for status in index_status(connection)}
+                touched = [
+                    # The first tick takes the position as it is: what was there came by runs.
+                    touched_shards(connection, v, reported[str(v.id)], v.position) if str(v.id) in reported else []
+                    for v in versions
+                ]
+                collections = [c for c in collection_status(connection) if c.name in known]
+        except TemporaryError as error:
+            return dg.SensorResult(skip_reason=str(error), cursor=context.cursor)
+        indexes = [
+            (version, version.index.shards, shards, statuses[version.fingerprint])
+            for version, shards in zip(versions, touched, strict=True)
+        ]
+        events, moved = progress_events(cursor, collections, indexes)
+        if not events:
+            return dg.SensorResult(skip_reason="no position has moved", cursor=json.dumps(moved))
+        return dg.SensorResult(asset_events=events, cursor=json.dumps(moved))
+
+    return inbox_progress_sensor

@@ -1,0 +1,5 @@
+"""`python -m sophia`."""
+
+from sophia.cli import main
+
+main()

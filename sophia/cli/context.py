@@ -1,0 +1,79 @@
+"""What every command begins with: settings, catalog, database; and how results are shown."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from decimal import Decimal
+from functools import cached_property
+from typing import Any
+
+import typer
+
+from sophia.catalog import Catalog
+from sophia.settings import Settings, load_settings
+
+Json = typer.Option(False, "--json", help="Print JSON instead of a table.")
+
+
+@dataclass(frozen=True)
+class Context:
+    """Settings with the catalog that they name."""
+
+    settings: Settings
+
+    @cached_property
+    def catalog(self) -> Catalog:
+        """The catalog, loaded and checked."""
+        from sophia.catalog import default_path, load
+
+        return load(self.settings.catalog or default_path())
+
+
+def begin() -> Context:
+    """Read the settings; raises SettingsError."""
+    return Context(load_settings())
+
+
+@contextmanager
+def connected(context: Context) -> Iterator[tuple[Any, Any]]:
+    """(database, connection), both given up afterwards."""
+    from sophia.database import open_database
+
+    database = open_database(context.settings)
+    try:
+        with database.connect("sophia-cli") as connection:
+            yield database, connection
+    finally:
+        database.release()
+
+
+def show_json(value: Any) -> None:
+    """Print a value as JSON; times as ISO 8601."""
+    typer.echo(json.dumps(value, indent=2, ensure_ascii=False, default=_encode))
+
+
+def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], right: Sequence[str] = ()) -> None:
+    """Print a table."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", title_style="bold", header_style="bold")
+    for column in columns:
+        table.add_column(column, justify="right" if column in right else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*("" if value is None else str(value) for value in row))
+    Console().print(table)
+
+
+def _encode(value: Any) -> Any:
+    if isinstance(value, datetime):
+        return value.isoformat()
+    if isinstance(value, Decimal):
+        return str(value)
+    if isinstance(value, Mapping):
+        return dict(value)
+    return str(value)

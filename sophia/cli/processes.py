@@ -1,0 +1,100 @@
+"""Commands that run until they are stopped: capture, indexer, console, up; and the demo."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from sophia.cli.context import begin
+
+
+def register(app: typer.Typer) -> None:
+    """Add this module's commands."""
+    app.command()(capture)
+    app.command()(indexer)
+    app.command()(console)
+    app.command()(up)
+    app.command()(demo)
+
+
+def capture() -> None:
+    """Capture this profile's PostgreSQL sources into the inbox."""
+    from sophia.capture import Capture, postgres_sources
+    from sophia.database import open_database
+    from sophia.errors import ConfigurationError
+    from sophia.services.worker import run_together, stop_on_signals
+
+    context = begin()
+    database = open_database(context.settings)
+    sources = postgres_sources(context.catalog, context.settings, database)
+    if not sources:
+        raise ConfigurationError(f"no PostgreSQL source has collections in profile {context.settings.profile!r}")
+    stop = stop_on_signals()
+    run_together(
+        [(f"capture {s.name}", Capture(s, database, context.settings.capture).run) for s in sources],
+        stop,
+    )
+
+
+def indexer(
+    live_only: Annotated[bool, typer.Option("--live-only", help="Leave the bulk lane to Dagster runs.")] = False,
+) -> None:
+    """Keep this profile's indexes in step with the inbox."""
+    from sophia.database import open_database
+    from sophia.indexing.indexer import Indexer
+    from sophia.services.worker import run_together, stop_on_signals
+
+    context = begin()
+    database = open_database(context.settings)
+    stop = stop_on_signals()
+    run_together([("indexer", Indexer(context.catalog, database, context.settings, bulk=not live_only).run)], stop)
+
+
+def console() -> None:
+    """Serve the console: search, freshness, live feed."""
+    from sophia.database import open_database
+    from sophia.services.console.app import serve
+
+    context = begin()
+    database = open_database(context.settings)
+    settings = context.settings.console
+    typer.echo(f"console: http://{settings.host}:{settings.port}")
+    serve(context.settings, database, context.catalog)
+
+
+def up(
+    dagster_port: Annotated[int, typer.Option(help="Port of the Dagster UI.")] = 3000,
+    sample: Annotated[bool, typer.Option(help="Load the sample tables if they are not there.")] = True,
+) -> None:
+    """Run everything locally: capture, indexer, console, Dagster UI and daemon. Ctrl-C stops all of it."""
+    from sophia.database import open_database
+    from sophia.local import dagster_environment, local_processes
+    from sophia.sample import load
+    from sophia.services.supervisor import Supervisor
+    from sophia.services.worker import stop_on_signals
+
+    settings = begin().settings
+    stop = stop_on_signals()
+    database = open_database(settings)
+    if sample and settings.profile == "local":
+        with database.connect("sophia-up") as connection:
+            load(connection)
+    children = local_processes(settings, dagster_environment(settings, database), dagster_port)
+    typer.echo(f"Dagster UI  http://127.0.0.1:{dagster_port}  (answers in about 15 s)")
+    typer.echo(f"console     http://{settings.console.host}:{settings.console.port}")
+    typer.echo(f"logs        {settings.home / 'logs'}")
+    typer.echo("Ctrl-C stops all of it.")
+    Supervisor(children, typer.echo).run(stop)
+    database.release()
+    typer.echo("stopped")
+
+
+def demo(
+    rows: Annotated[int | None, typer.Option(help="Documents to load; all of the standard library's if unset.")] = None,
+    changes: Annotated[int, typer.Option(min=1, help="Rows to insert, update and delete each.")] = 5,
+) -> None:
+    """Show the whole way: load, capture, materialise, then change rows and find them by search."""
+    from sophia.demo import run
+
+    run(begin(), rows=rows, changes=changes)

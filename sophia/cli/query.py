@@ -1,0 +1,277 @@
+"""Commands that only look: search, status, why, plan, doctor, verify, dead-letters, catalog."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any
+
+import typer
+
+from sophia.cli.context import Json, begin, connected, show_json, show_table
+
+
+def register(app: typer.Typer) -> None:
+    """Add this module's commands."""
+    app.command()(search)
+    app.command()(status)
+    app.command()(why)
+    app.command()(plan)
+    app.command()(doctor)
+    app.command()(verify)
+    app.command("dead-letters")(dead_letters)
+    app.command()(catalog)
+
+
+def search(
+    index: Annotated[str, typer.Argument(help="Name of the index.")],
+    text: Annotated[str, typer.Argument(help="What to look for.")],
+    filters: Annotated[list[str] | None, typer.Option("--filter", help="FIELD=VALUE; may be given again.")] = None,
+    hybrid: Annotated[bool, typer.Option("--hybrid", help="Fuse vector and full-text ranks.")] = False,
+    k: Annotated[int, typer.Option("-k", help="How many results.")] = 5,
+    as_json: bool = Json,
+) -> None:
+    """Search an index."""
+    from sophia.embedding import load_embedder
+    from sophia.indexing.search import search as run
+
+    context = begin()
+    wanted = dict(parse_filter(item) for item in filters or [])
+    with connected(context) as (_, connection):
+        hits = run(
+            connection,
+            index,
+            text,
+            lambda version: load_embedder(version.model, version.index.precision, context.settings),
+            k=k,
+            filters=wanted,
+            hybrid=hybrid,
+        )
+    if as_json:
+        show_json([{name: getattr(hit, name) for name in hit.__slots__} for hit in hits])
+        return
+    show_table(
+        f"{index}: {text}",
+        ["score", "key", "content", "metadata"],
+        [
+            (f"{hit.score:.3f}", hit.key, _shorten(hit.content), " ".join(f"{k}={v}" for k, v in hit.metadata.items()))
+            for hit in hits
+        ],
+        right=["score"],
+    )
+
+
+def parse_filter(item: str) -> tuple[str, Any]:
+    """`field=value`; a value that is JSON (number, true, quoted text) is taken as such.
+
+    Raises:
+        SophiaError: no `=`.
+    """
+    from sophia.errors import SophiaError
+
+    field, equals, value = item.partition("=")
+    if not equals:
+        raise SophiaError(f"filter {item!r} is not FIELD=VALUE")
+    try:
+        return field, json.loads(value)
+    except ValueError:
+        return field, value
+
+
+def status(as_json: bool = Json) -> None:
+    """How far every index is: documents, lag, backlog, model."""
+    from sophia.indexing.status import capture_status, index_status
+
+    with connected(begin()) as (database, connection):
+        indexes = index_status(connection)
+        captures = capture_status(connection)
+        shown = database.shown
+    if as_json:
+        fields = [{name: getattr(c, name) for name in c.__slots__} for c in captures]
+        show_json({"indexes": [s.to_json() for s in indexes], "captures": fields, "database": shown})
+        return
+    show_table(
+        "indexes",
+        [
+            "index",
+            "state",
+            "documents",
+            "indexed",
+            "chunks",
+            "parked",
+            "backlog",
+            "lag p50",
+            "lag p95",
+            "model",
+            "in step",
+        ],
+        [
+            (
+                f"{s.index} v{s.version}",
+                s.state + ("" if s.indexer_running else " (no indexer)"),
+                s.documents,
+                s.indexed,
+                s.chunks,
+                s.parked,
+                s.backlog,
+                _ms(s.lag_p50_ms),
+                _ms(s.lag_p95_ms),
+                s.model,
+                f"at {s.source_lsn}" if s.level else f"{s.shards_behind} shards to compare",
+            )
+            for s in indexes
+        ],
+        right=["documents", "indexed", "chunks", "parked", "backlog", "lag p50", "lag p95"],
+    )
+    show_table(
+        "captures",
+        ["source", "slot", "confirmed", "tables"],
+        [(c.source, c.slot, c.confirmed_lsn, f"{c.complete}/{c.tables}") for c in captures],
+    )
+
+
+def why(
+    index: Annotated[str, typer.Argument(help="Name of the index.")],
+    key: Annotated[str, typer.Argument(help='Key of the document: 42, abc, or ["a", 2].')],
+    as_json: bool = Json,
+) -> None:
+    """Where a document's vectors came from: row, log position, commit time, hashes, model, run."""
+    from sophia.indexing.status import why as explain
+
+    with connected(begin()) as (_, connection):
+        found = explain(connection, index, key)
+    if as_json:
+        show_json(found)
+        return
+    history = found.pop("history")
+    show_table(f"{index} {found['key']}", ["fact", "value"], [(name, value) for name, value in found.items()])
+    show_table(
+        "last changes",
+        ["op", "lsn", "txid", "committed", "received"],
+        [(h["op"], h["lsn"], h["txid"], h["committed_at"], h["received_at"]) for h in history],
+    )
+
+
+def plan(
+    kind: Annotated[str | None, typer.Option("--kind", help="Only this kind.")] = None,
+    diff: Annotated[bool, typer.Option("--diff", help="Print the diffs, too.")] = False,
+    as_json: bool = Json,
+) -> None:
+    """What would change, everywhere. Changes nothing."""
+    from sophia.planning import plan_everything
+
+    context = begin()
+    with connected(context) as (_, connection):
+        entries = plan_everything(context.catalog, context.settings, connection)
+    entries = [entry for entry in entries if kind is None or entry.kind == kind]
+    if as_json:
+        show_json([{name: getattr(entry, name) for name in entry.__slots__} for entry in entries])
+        return
+    show_table("plan", ["kind", "name", "change"], [(e.kind, e.name, e.summary) for e in entries if e.changes])
+    still = sum(1 for entry in entries if not entry.changes)
+    typer.echo(f"{len(entries) - still} to change, {still} in step; nothing was applied")
+    if diff:
+        for entry in entries:
+            if entry.diff:
+                typer.echo(entry.diff)
+
+
+def doctor(as_json: bool = Json) -> None:
+    """Check every setting and outside system; each fault comes with its fix. Exit code 1 if something is broken."""
+    from sophia.doctor import examine
+
+    findings = examine()
+    if as_json:
+        show_json([{name: getattr(f, name) for name in f.__slots__} for f in findings])
+    else:
+        marks = {"ok": "ok", "off": "-", "warn": "WARN", "fail": "FAIL"}
+        show_table("doctor", ["", "what", "found", "fix"], [(marks[f.state], f.what, f.found, f.fix) for f in findings])
+    if any(finding.state == "fail" for finding in findings):
+        raise typer.Exit(1)
+
+
+def verify(
+    index: Annotated[str, typer.Argument(help="Name of the index.")],
+    as_json: bool = Json,
+) -> None:
+    """Prove that an index equals its source, or list what differs. Exit code 1 if it does."""
+    from sophia.embedding import load_embedder
+    from sophia.indexing.verify import verify as prove
+    from sophia.indexing.versions import serving_version
+    from sophia.stores import store_of
+
+    context = begin()
+    with connected(context) as (_, connection):
+        version = serving_version(connection, index)
+        embedder = load_embedder(version.model, version.index.precision, context.settings)
+        proof = prove(connection, version, store_of(version.store), embedder)
+    keys = {name: getattr(proof.difference, name) for name in proof.difference.counts()}
+    if as_json:
+        show_json({"holds": proof.holds, "sentence": proof.sentence(), "lsn": proof.lsn, "keys": keys})
+    else:
+        typer.echo(proof.sentence())
+        for name, found in keys.items():
+            if found:
+                typer.echo(f"  {name}: {', '.join(found[:20])}{' …' if len(found) > 20 else ''}")
+    if not proof.holds:
+        raise typer.Exit(1)
+
+
+def dead_letters(
+    limit: Annotated[int, typer.Option(help="Most rows to show.")] = 100,
+    as_json: bool = Json,
+) -> None:
+    """Documents that could not be taken or indexed, with the reason."""
+    from sophia.indexing.status import dead_letters as listed
+
+    with connected(begin()) as (_, connection):
+        rows = listed(connection, limit)
+    if as_json:
+        show_json(rows)
+        return
+    show_table(
+        "dead letters",
+        ["collection", "key", "index", "stage", "reason", "attempts", "last seen"],
+        [
+            tuple(row[c] for c in ("collection", "key", "index", "stage", "reason", "attempts", "last_seen"))
+            for row in rows
+        ],
+    )
+
+
+def catalog(
+    schema: Annotated[bool, typer.Option("--schema", help="Print the JSON Schema of the files.")] = False,
+    as_json: bool = Json,
+) -> None:
+    """Check the catalog and count its entries."""
+    from sophia.catalog import Catalog
+
+    if schema:
+        show_json(Catalog.json_schema())
+        return
+    found = begin().catalog
+    kinds = (
+        "nodes",
+        "images",
+        "services",
+        "sources",
+        "collections",
+        "models",
+        "indexes",
+        "secrets",
+        "workflows",
+        "frontends",
+    )
+    counts = {kind: len(getattr(found, kind)) for kind in kinds}
+    if as_json:
+        show_json(counts)
+        return
+    show_table("catalog", ["kind", "entries"], list(counts.items()), right=["entries"])
+
+
+def _shorten(text: str, length: int = 160) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= length else line[: length - 1] + "…"
+
+
+def _ms(value: float | None) -> str:
+    return "" if value is None else f"{value:.1f} ms"

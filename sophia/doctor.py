@@ -1,0 +1,169 @@
+"""Examines every setting and outside system that this profile uses. Each fault comes with its fix."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from sophia.catalog import Catalog, default_path, load
+from sophia.errors import SophiaError
+from sophia.settings import Settings, load_settings
+
+State = Literal["ok", "off", "warn", "fail"]
+LEAST_FREE_BYTES = 2_000_000_000
+SLOT_WARN_BYTES = 1_000_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing examined. `off` means not configured, which is all right in this profile."""
+
+    what: str
+    state: State
+    found: str
+    fix: str = ""
+
+
+def examine() -> list[Finding]:
+    """Examine all; a fault in one thing does not keep the others from being looked at."""
+    findings = [_python()]
+    try:
+        settings = load_settings()
+    except SophiaError as error:
+        return [*findings, Finding("settings", "fail", str(error), "set the variables that are named")]
+    findings.append(Finding("settings", "ok", f"profile {settings.profile}, home {settings.home}"))
+    try:
+        catalog = load(settings.catalog or default_path())
+    except SophiaError as error:
+        return [*findings, Finding("catalog", "fail", str(error), "mend the files that are named")]
+    kinds = len(catalog.services) + len(catalog.images) + len(catalog.indexes)
+    findings.append(Finding("catalog", "ok", f"{kinds} services, images and indexes"))
+    for part in (_disk, _database, _models, _systems):
+        findings.extend(_guarded(part, catalog, settings))
+    return findings
+
+
+def _guarded(
+    part: Callable[[Catalog, Settings], Iterator[Finding]], catalog: Catalog, settings: Settings
+) -> list[Finding]:
+    try:
+        return list(part(catalog, settings))
+    except SophiaError as error:
+        return [Finding(part.__name__.strip("_"), "fail", str(error), "see the message")]
+
+
+def _python() -> Finding:
+    version = ".".join(map(str, sys.version_info[:3]))
+    supported = (3, 11) <= sys.version_info[:2] <= (3, 13)
+    return Finding("python", "ok" if supported else "fail", version, "" if supported else "use Python 3.11 to 3.13")
+
+
+def _disk(_catalog: Catalog, settings: Settings) -> Iterator[Finding]:
+    folder = settings.home
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    if free < LEAST_FREE_BYTES:
+        yield Finding(
+            "disk", "warn", f"{free / 1e9:.1f} GB free at {folder}", "free space or point SOPHIA_HOME elsewhere"
+        )
+    else:
+        yield Finding("disk", "ok", f"{free / 1e9:.1f} GB free at {folder}")
+
+
+def _database(catalog: Catalog, settings: Settings) -> Iterator[Finding]:
+    from sophia.capture import postgres_sources
+    from sophia.capture.health import capture_health
+    from sophia.database import open_database
+    from sophia.indexing.status import dead_letters, index_status
+
+    database = open_database(settings)
+    with database.connect("sophia-doctor") as connection:
+        version, vector, wal_level, keep = connection.execute(
+            "SELECT current_setting('server_version'), (SELECT extversion FROM pg_extension WHERE extname = 'vector'), "
+            "current_setting('wal_level'), current_setting('max_slot_wal_keep_size')"
+        ).fetchone() or ("", "", "", "")
+        yield Finding("database", "ok", f"PostgreSQL {version}, pgvector {vector}, {database.shown}")
+        if wal_level != "logical":
+            yield Finding(
+                "wal_level", "warn", wal_level, "to capture from it: ALTER SYSTEM SET wal_level = logical; restart"
+            )
+        if keep == "-1":
+            yield Finding(
+                "max_slot_wal_keep_size",
+                "warn",
+                "unlimited: a stopped capture can fill the server's disk",
+                "ALTER SYSTEM SET max_slot_wal_keep_size = '10GB'; SELECT pg_reload_conf()",
+            )
+        for source in postgres_sources(catalog, settings, database):
+            for binding in source.bindings:
+                found = capture_health(catalog, settings, database, connection, source.name, binding.collection)
+                what = f"capture of {binding.table}"
+                fault = found.identity_fault or found.publication_fault or found.slot_fault
+                if found.identity_fault:
+                    yield Finding(what, "fail", found.identity_fault, "see the message")
+                elif fault:
+                    yield Finding(what, "warn", fault, "`make up` or `sophia capture`")
+                elif found.retained_bytes > SLOT_WARN_BYTES:
+                    yield Finding(
+                        what,
+                        "warn",
+                        f"{found.retained_bytes / 1e9:.1f} GB of log held back",
+                        "is the capture keeping up?",
+                    )
+                else:
+                    yield Finding(what, "ok", f"{found.retained_bytes / 1e6:.1f} MB of log held back")
+        for status in index_status(connection):
+            name = f"index {status.index} v{status.version}"
+            if not status.level:
+                yield Finding(
+                    name, "warn", f"{status.backlog} waiting, {status.shards_behind} shards behind", "`make up`"
+                )
+            else:
+                yield Finding(name, "ok", f"{status.indexed} documents, in step at {status.source_lsn}")
+        parked = len(dead_letters(connection, 1000))
+        if parked:
+            yield Finding("dead letters", "warn", str(parked), "`sophia dead-letters` lists them with their reasons")
+    database.release()
+
+
+def _models(catalog: Catalog, settings: Settings) -> Iterator[Finding]:
+    from sophia.embedding.models import model_path
+    from sophia.indexing.versions import local_indexes
+
+    for name in sorted({index.model for index in local_indexes(catalog, settings.profile)}):
+        model = catalog.model(name)
+        if model.provider == "openai":
+            missing = model.key_env is not None and settings.secret(model.key_env) is None
+            yield Finding(
+                f"model {name}", "fail" if missing else "ok", str(model.url), f"set {model.key_env}" if missing else ""
+            )
+            continue
+        path = model_path(model)
+        if Path(path).is_dir():
+            yield Finding(f"model {name}", "ok", f"local, {model.dimension} dimensions")
+        else:
+            state: State = "ok" if settings.hub else "fail"
+            yield Finding(f"model {name}", state, f"hub name {path}", "" if settings.hub else "set SOPHIA_HUB=true")
+
+
+def _systems(_catalog: Catalog, settings: Settings) -> Iterator[Finding]:
+    configured = {
+        "Docker": settings.docker_host or os.environ.get("DOCKER_HOST"),
+        "Kubernetes": settings.kube_context,
+        "n8n": settings.n8n_url,
+        "Vercel": "token set" if settings.vercel_token else None,
+        "Weaviate": settings.weaviate_url,
+        "Pinecone": "key set" if settings.pinecone_api_key else None,
+    }
+    for name, value in configured.items():
+        yield Finding(name, "ok" if value else "off", "configured" if value else "not configured: plan only")
+    for package in ("dagster", "torch", "sentence_transformers"):
+        if importlib.util.find_spec(package) is None:
+            yield Finding(package, "fail", "not installed", "run `make install`")

@@ -1,0 +1,125 @@
+"""The proof: an index equals its source's current documents at a log position, or what differs.
+
+Keys, hashes and clocks are compared exactly, by reading the store itself; of the vectors a sample is computed anew
+from the documents and compared by cosine.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import psycopg
+from psycopg.rows import TupleRow
+
+from sophia import sql
+from sophia.documents import bucket_range
+from sophia.embedding import Embedder
+from sophia.indexing.repair import Difference, compare
+from sophia.indexing.text import Texts
+from sophia.indexing.versions import IndexVersion
+from sophia.indexing.writer import Row
+from sophia.stores import Store
+
+Connection = psycopg.Connection[TupleRow]
+Q = sql.load("indexing")
+SAMPLE = 32
+AGREEMENT = 0.999
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """The outcome of `verify`.
+
+    Attributes:
+        lsn: the source position that the compared documents stand for.
+        documents, chunks: what the store holds.
+        cosine_min: smallest cosine of the sample, None when there was nothing to sample.
+    """
+
+    label: str
+    lsn: str | None
+    documents: int
+    chunks: int
+    difference: Difference
+    sampled: int
+    cosine_min: float | None
+
+    @property
+    def holds(self) -> bool:
+        """Whether index and source agree."""
+        return self.difference.empty and (self.cosine_min is None or self.cosine_min >= AGREEMENT)
+
+    def sentence(self) -> str:
+        """In one line, for people."""
+        counts = self.difference.counts()
+        kinds = ("missing", "extra", "stale", "doubled", "altered")
+        words = ", ".join(f"{kind} {counts[kind]}" for kind in kinds)
+        parked = f", parked {counts['parked']}" if counts["parked"] else ""
+        cosine = f", sampled cosine >= {self.cosine_min:.6f} of {self.sampled}" if self.cosine_min is not None else ""
+        verb = "equals" if self.holds else "DIFFERS from"
+        return f"{self.label} {verb} its source at LSN {self.lsn or 'unknown'}: {words}{parked}{cosine}"
+
+
+def verify(
+    connection: Connection,
+    version: IndexVersion,
+    store: Store,
+    embedder: Embedder | None,
+    *,
+    sample: int = SAMPLE,
+    seed: str = "",
+) -> Proof:
+    """Compare all buckets; with an embedder, also `sample` documents' vectors against fresh ones.
+
+    Changes that arrive meanwhile do not count as differences of what the inbox already held in full: each shard is
+    compared in one snapshot, and documents on their way through the live lane show as stale until applied.
+    """
+    row = connection.execute(
+        "SELECT source_lsn::text FROM sophia.collections WHERE id = %s", [version.collection_id]
+    ).fetchone()
+    whole = Difference()
+    shards = version.index.shards
+    for shard in range(shards):
+        part = compare(connection, version, store, *bucket_range(shard, shards))
+        for name in Difference.__slots__:
+            getattr(whole, name).extend(getattr(part, name))
+    documents, chunks = store.counts(connection, version)
+    cosines = _sample(connection, version, store, embedder, sample, seed) if embedder is not None else []
+    return Proof(
+        label=version.label,
+        lsn=row[0] if row else None,
+        documents=documents,
+        chunks=chunks,
+        difference=whole,
+        sampled=len(cosines),
+        cosine_min=min(cosines) if cosines else None,
+    )
+
+
+def _sample(
+    connection: Connection, version: IndexVersion, store: Store, embedder: Embedder, size: int, seed: str
+) -> list[float]:
+    """Cosines of stored and fresh vectors of one chunk of each sampled document."""
+    keys = [
+        row[0] for row in connection.execute(Q["sample_keys"], {"version_id": version.id, "limit": size, "seed": seed})
+    ]
+    rows = connection.execute(
+        Q["by_keys"], {"version_id": version.id, "collection_id": version.collection_id, "keys": keys}
+    ).fetchall()
+    index = version.index
+    # Without a limit on the size: what was indexed passed it already.
+    texts = Texts(index.template, index.chunk_tokens, index.chunk_overlap, embedder.tokenizer, 1 << 40)
+    wanted: dict[bytes, str] = {}
+    for raw in rows:
+        document = Row.read(raw)
+        if document.body is not None and document.ledger_clock == document.clock:
+            chunks = texts.chunks(document.body)
+            if chunks:
+                wanted[chunks[0].content_hash] = chunks[0].content
+    stored = store.vectors(connection, version, list(wanted))
+    common = [content_hash for content_hash in wanted if content_hash in stored]
+    if not common:
+        return []
+    fresh = embedder.embed([wanted[content_hash] for content_hash in common])
+    return [float(np.dot(stored[content_hash], vector)) for content_hash, vector in zip(common, fresh, strict=True)]

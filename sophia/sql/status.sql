@@ -1,0 +1,114 @@
+-- name: versions
+-- How far every version is, and whether it is level with its collection.
+SELECT v.index_name AS index, v.number AS version, v.state, v.store, v.model, v.dimension, v.fingerprint,
+       c.name AS collection, c.source_lsn::text AS source_lsn, c.source_time,
+       (SELECT count(*) FROM sophia.documents d WHERE d.collection_id = c.id AND NOT d.deleted) AS documents,
+       (SELECT count(*) FROM sophia.ledger l WHERE l.version_id = v.id AND NOT l.deleted AND l.state = 'applied') AS indexed,
+       (SELECT COALESCE(sum(cardinality(l.content_hashes)), 0) FROM sophia.ledger l WHERE l.version_id = v.id)::bigint AS chunks,
+       (SELECT count(*) FROM sophia.ledger l WHERE l.version_id = v.id AND l.state = 'parked') AS parked,
+       (SELECT count(*) FROM sophia.documents d
+        WHERE d.collection_id = c.id AND NOT d.bulk AND d.position > v.position) AS backlog,
+       (SELECT count(*) FROM sophia.shards s WHERE s.version_id = v.id) AS shards,
+       (SELECT count(*) FROM sophia.shards s
+        WHERE s.version_id = v.id AND s.position < GREATEST(c.bulk_position, 0)) AS shards_behind,
+       b.p50 AS lag_p50_ms, b.p95 AS lag_p95_ms, b.last AS last_applied_at,
+       EXISTS (SELECT 1 FROM sophia.leases x JOIN pg_stat_activity a ON a.pid = x.backend AND a.backend_start = x.started
+               WHERE x.name = 'live/' || v.id) AS indexer_running
+FROM sophia.index_versions v
+JOIN sophia.collections c ON c.id = v.collection_id
+LEFT JOIN LATERAL (
+    SELECT percentile_cont(0.5) WITHIN GROUP (ORDER BY lag_ms) AS p50,
+           percentile_cont(0.95) WITHIN GROUP (ORDER BY lag_ms) AS p95, max(applied_at) AS last
+    FROM (SELECT lag_ms, applied_at FROM sophia.batches
+          WHERE version_id = v.id AND lane = 'live' ORDER BY applied_at DESC LIMIT 500) recent
+) b ON true
+WHERE v.state <> 'retired' ORDER BY v.index_name, v.number
+
+-- name: captures
+-- `running` is null where the slot is on another server.
+SELECT k.source, k.slot, k.confirmed_lsn::text AS confirmed_lsn, k.updated_at,
+       (SELECT s.active FROM pg_replication_slots s WHERE s.slot_name = k.slot) AS running,
+       (SELECT count(*) FROM sophia.captured_tables t WHERE t.source = k.source) AS tables,
+       (SELECT count(*) FROM sophia.captured_tables t WHERE t.source = k.source AND t.complete) AS complete
+FROM sophia.captures k ORDER BY k.source
+
+-- name: lag_history
+-- The live batches of an index since a time, for a plot.
+SELECT b.id, b.applied_at, b.lag_ms, b.documents FROM sophia.batches b
+JOIN sophia.index_versions v ON v.id = b.version_id
+WHERE v.index_name = %(index)s AND b.lane = 'live' AND b.lag_ms IS NOT NULL
+ORDER BY b.applied_at DESC LIMIT %(limit)s
+
+-- name: why
+SELECT c.name AS collection, d.key, d.deleted, d.clock, d.lsn::text AS lsn, d.txid, d.committed_at, d.received_at,
+       d.missing, t.table_name AS source_table, v.index_name AS index, v.number AS version, v.state AS version_state,
+       v.model, v.fingerprint, v.store, v.store_name, l.state, l.clock AS indexed_clock, l.run,
+       l.updated_at AS indexed_at, l.deleted AS indexed_deleted,
+       ARRAY(SELECT encode(h, 'hex') FROM unnest(l.content_hashes) h) AS content_hashes,
+       (SELECT reason FROM sophia.dead_letters x WHERE x.collection_id = c.id AND x.key = d.key
+        ORDER BY last_seen DESC LIMIT 1) AS dead_letter
+FROM sophia.index_versions v
+JOIN sophia.collections c ON c.id = v.collection_id
+JOIN sophia.documents d ON d.collection_id = c.id
+LEFT JOIN sophia.captured_tables t ON t.collection_id = c.id
+LEFT JOIN sophia.ledger l ON l.version_id = v.id AND l.key = d.key
+WHERE v.index_name = %(index)s AND v.state = 'serving' AND d.key = %(key)s
+
+-- name: history
+-- The last changes of a key that the inbox took.
+SELECT i.op::text AS op, i.clock, i.lsn::text AS lsn, i.txid, i.committed_at, i.received_at
+FROM sophia.inbox i JOIN sophia.collections c ON c.id = i.collection_id
+WHERE c.name = %(collection)s AND i.key = %(key)s ORDER BY i.id DESC LIMIT 20
+
+-- name: collections
+SELECT c.name, c.generation, c.position, c.source_lsn::text AS source_lsn, c.source_time,
+       (SELECT count(*) FROM sophia.documents d WHERE d.collection_id = c.id AND NOT d.deleted) AS documents,
+       (SELECT count(*) FROM sophia.dead_letters x WHERE x.collection_id = c.id) AS dead_letters
+FROM sophia.collections c ORDER BY c.name
+
+-- name: touched_shards
+-- Shards of a version that got live documents in a range of positions.
+SELECT DISTINCT d.bucket / (65536 / %(shards)s) FROM sophia.documents d
+WHERE d.collection_id = %(collection_id)s AND NOT d.bulk AND d.position > %(after)s AND d.position <= %(upto)s
+ORDER BY 1
+
+-- name: dead_letters
+SELECT c.name AS collection, d.key, v.index_name AS index, d.stage, d.reason, d.attempts, d.first_seen, d.last_seen
+FROM sophia.dead_letters d
+LEFT JOIN sophia.collections c ON c.id = d.collection_id
+LEFT JOIN sophia.index_versions v ON v.id = d.version_id
+ORDER BY d.last_seen DESC, d.id DESC LIMIT %(limit)s
+
+-- name: captured
+SELECT c.name FROM sophia.captured_tables t JOIN sophia.collections c ON c.id = t.collection_id WHERE t.complete
+
+-- name: dead_letter_count
+SELECT count(*) FROM sophia.dead_letters
+
+-- name: batches
+-- Batches by their ids, for the feed; `keys` are the first of each, a leading '-' marks a delete.
+SELECT b.id, v.index_name AS index, v.number AS version, b.lane, b.run, b.documents, b.embedded, b.reused, b.deleted,
+       b.lag_ms, b.keys, b.applied_at
+FROM sophia.batches b JOIN sophia.index_versions v ON v.id = b.version_id
+WHERE b.id = ANY(%(ids)s) ORDER BY b.id
+
+-- name: newest_batches
+-- The newest of those after an id, newest first.
+SELECT b.id, v.index_name AS index, v.number AS version, b.lane, b.run, b.documents, b.embedded, b.reused, b.deleted,
+       b.lag_ms, b.keys, b.applied_at
+FROM sophia.batches b JOIN sophia.index_versions v ON v.id = b.version_id
+WHERE b.id > %(after)s ORDER BY b.id DESC LIMIT %(limit)s
+
+-- name: field_values
+-- The frequent values of the fields of a collection, as JSON text, from a sample of its documents.
+WITH sample AS (
+    SELECT body FROM sophia.documents WHERE collection_id = %(collection_id)s AND NOT deleted LIMIT 5000
+), counted AS (
+    SELECT f.field, (sample.body -> f.field)::text AS value, count(*) AS documents,
+           row_number() OVER (PARTITION BY f.field ORDER BY count(*) DESC, (sample.body -> f.field)::text) AS rank
+    FROM sample CROSS JOIN unnest(%(fields)s::text[]) AS f (field)
+    WHERE jsonb_typeof(sample.body -> f.field) IN ('string', 'number', 'boolean')
+      AND length((sample.body -> f.field)::text) <= 100
+    GROUP BY f.field, sample.body -> f.field
+)
+SELECT field, value FROM counted WHERE rank <= %(limit)s ORDER BY field, rank

@@ -1,0 +1,153 @@
+"""Indexes as assets, sharded by hash prefix. Materialising is repairing: compare, embed only what differs.
+
+Between runs the indexer keeps the index in step and a sensor reports that as materialisations of the touched shards,
+so a changed row never makes the asset stale.
+"""
+
+import statistics
+import time
+from typing import Any
+
+import dagster as dg
+from pydantic import Field
+
+from resources import DatabaseResource, EmbeddingResource
+from sophia.catalog import Catalog
+from sophia.catalog.models import Index
+from sophia.settings import Profile, load_settings
+from sophia_assets.gpu import gpu_step
+from sophia_assets.keys import STORE_ICONS, asset_key, shard_number, shard_partitions
+from sophia_assets.plots import lag_plot
+from sophia_assets.policy import RETRY
+
+# Services that an index stands on, as the catalog names them.
+STORE_SERVICE = {"pgvector": "postgresql", "weaviate": "weaviate", "pinecone": None}
+
+
+class RepairConfig(dg.Config):
+    """How thorough a repair is."""
+
+    deep: bool = Field(True, description="Read the store itself and compare it hash by hash, not only the ledger.")
+
+
+def index_code_version(catalog: Catalog, index: Index) -> str:
+    """Changes with the index, its model or its collection in the catalog."""
+    import hashlib
+
+    entries = (index, catalog.model(index.model), catalog.collection(index.collection))
+    return hashlib.sha256("".join(entry.model_dump_json() for entry in entries).encode()).hexdigest()[:12]
+
+
+def index_dependencies(catalog: Catalog, index: Index, profile: Profile) -> list[dg.AssetKey]:
+    """Its collection, the indexer that feeds it and the store that holds it, as far as the catalog has them."""
+    services = {service.name for service in catalog.services}
+    store = index.store.for_profile(profile) or index.store.for_profile("cluster")
+    wanted = ["indexer", STORE_SERVICE.get(store or "")]
+    return [asset_key("collections", index.collection)] + [
+        asset_key("services", name) for name in wanted if name is not None and name in services
+    ]
+
+
+def index_data_version(fingerprint: str, position: int) -> str:
+    """What an index contains: what it was made with, and up to which position of its collection."""
+    return f"{fingerprint}:{position}"
+
+
+def build_index(catalog: Catalog, index: Index, profile: Profile) -> dg.AssetsDefinition:
+    """The asset of one index. Where the profile has no store for it, materialising says so and changes nothing."""
+    store = index.store.for_profile(profile)
+    source = catalog.collection(index.collection).source.for_profile(profile)
+    shown = store or index.store.for_profile("cluster") or "pgvector"
+
+    @dg.asset(
+        key=asset_key("indexes", index.name),
+        deps=index_dependencies(catalog, index, profile),
+        description=index.description,
+        group_name="indexes",
+        kinds=STORE_ICONS[shown],
+        owners=list(index.owners),
+        code_version=index_code_version(catalog, index),
+        partitions_def=shard_partitions(index.shards),
+        # One run for a whole range: a model is loaded once, not once a shard.
+        backfill_policy=dg.BackfillPolicy.single_run(),
+        retry_policy=RETRY,
+        metadata={
+            "collection": index.collection,
+            "model": index.model,
+            "store": shown,
+            "template": index.template,
+            "chunk_tokens": index.chunk_tokens,
+            "dagster/uri": f"indexes.{index.name}",
+        },
+        **gpu_step(catalog),
+    )
+    def index_asset(
+        context: dg.AssetExecutionContext,
+        config: RepairConfig,
+        database: DatabaseResource,
+        embedding: EmbeddingResource,
+    ) -> dg.MaterializeResult[Any]:
+        if store is None or source is None:
+            return dg.MaterializeResult(
+                data_version=dg.DataVersion("planned"),
+                metadata={"state": "planned", "reason": f"no store or no source in profile {profile!r}"},
+            )
+        return _repair(context, config, catalog, index, profile, database, embedding)
+
+    return index_asset
+
+
+def _repair(
+    context: dg.AssetExecutionContext,
+    config: RepairConfig,
+    catalog: Catalog,
+    index: Index,
+    profile: Profile,
+    database: DatabaseResource,
+    embedding: EmbeddingResource,
+) -> dg.MaterializeResult[Any]:
+    from sophia.indexing.repair import Session, repair_version
+    from sophia.indexing.status import index_status, lag_history
+
+    settings = load_settings()
+    with database.connect() as connection:
+        session = Session.open(connection, catalog, index, profile, embedding.of, settings, run=context.run_id)
+        shards = [shard_number(partition) for partition in context.partition_keys]
+        started = time.perf_counter()
+        figures = repair_version(
+            connection,
+            session,
+            shards,
+            deep=config.deep,
+            batch=settings.indexer.bulk_documents,
+            progress=context.log.info,
+        )
+        seconds = time.perf_counter() - started
+        status = next(s for s in index_status(connection) if s.fingerprint == session.version.fingerprint)
+        history = lag_history(connection, index.name)
+        position = session.position(connection)
+    lags = [lag for _, _, lag, _ in history]
+    metadata: dict[str, Any] = {
+        "state": "repaired",
+        "version": status.version,
+        "dagster/row_count": status.documents,
+        "rows": status.documents,
+        "vectors": status.chunks,
+        "chunks": status.chunks,
+        "documents_written": figures.documents,
+        "embedded": figures.embedded,
+        "reused": figures.reused,
+        "deleted": figures.deleted,
+        "parked": status.parked,
+        "tokens": figures.tokens,
+        "tokens_per_s": round(figures.tokens / figures.embed_seconds, 1) if figures.embed_seconds else 0.0,
+        "embed_s": round(figures.embed_seconds, 3),
+        "seconds": round(seconds, 3),
+        "lag_ms": round(statistics.median(lags), 1) if lags else 0.0,
+    }
+    plot = lag_plot([(at, lag) for _, at, lag, _ in history], f"{index.name}: commit to searchable")
+    if plot is not None:
+        metadata["lag"] = plot
+    return dg.MaterializeResult(
+        data_version=dg.DataVersion(index_data_version(status.fingerprint, position)), metadata=metadata
+    )

@@ -1,0 +1,38 @@
+"""Asset keys, groups and partitions: one naming for assets, checks, jobs and sensors."""
+
+from __future__ import annotations
+
+import dagster as dg
+
+PLATFORM_KINDS = ("images", "cluster", "services", "secrets", "workflows", "frontends")
+# Kind icons of the UI first, our own labels after.
+ICONS: dict[str, set[str]] = {
+    "images": {"docker"},
+    "cluster": {"kubernetes", "k3s"},
+    "services": {"kubernetes", "yaml"},
+    "secrets": {"kubernetes", "secret"},
+    "workflows": {"n8n", "json"},
+    "frontends": {"vercel", "json"},
+}
+STORE_ICONS = {"pgvector": {"postgres", "pgvector"}, "weaviate": {"weaviate"}, "pinecone": {"pinecone"}}
+
+
+def asset_key(kind: str, name: str) -> dg.AssetKey:
+    """`kind/name`, names as the catalog has them."""
+    return dg.AssetKey([kind, name])
+
+
+def shard_names(shards: int) -> list[str]:
+    """Partition keys of an index: the shard's number in hexadecimal, so that they sort as the buckets do."""
+    width = len(f"{shards - 1:x}")
+    return [f"{number:0{width}x}" for number in range(shards)]
+
+
+def shard_partitions(shards: int) -> dg.StaticPartitionsDefinition:
+    """Hash-prefix partitions; never one a document."""
+    return dg.StaticPartitionsDefinition(shard_names(shards))
+
+
+def shard_number(partition: str) -> int:
+    """The shard of a partition key."""
+    return int(partition, 16)

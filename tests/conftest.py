@@ -1,0 +1,124 @@
+"""Shared fixtures: one embedded PostgreSQL a session, one migrated template database, one clone a test."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+from psycopg import sql
+from psycopg.rows import TupleRow
+
+from sophia.catalog import Catalog, load
+from sophia.catalog.loader import default_path
+from sophia.database import Database, migrate
+from sophia.database.embedded import EmbeddedPostgres
+from sophia.settings import PREFIX, Settings, load_settings
+from tests.embedders import HashEmbedder
+
+TEMPLATE = "sophia_template"
+_numbers = itertools.count(1)
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A developer's own SOPHIA_ variables decide no test."""
+    for name in list(os.environ):
+        if name.startswith(PREFIX) and not name.startswith(f"{PREFIX}TEST_"):
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def short_path() -> Iterator[Path]:
+    """A folder with a short name: a unix socket's path may have 107 bytes."""
+    folder = Path(tempfile.mkdtemp(prefix="st", dir="/tmp"))
+    folder.chmod(0o755)
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[EmbeddedPostgres]:
+    """The test session's PostgreSQL. It does not sync to disk; whoever tests durability starts its own."""
+    folder = Path(tempfile.mkdtemp(prefix="st", dir="/tmp"))
+    folder.chmod(0o755)
+    server = EmbeddedPostgres(folder / "postgres")
+    with psycopg.connect(server.url(), autocommit=True) as connection:
+        connection.execute("ALTER SYSTEM SET fsync = off")
+        connection.execute("SELECT pg_reload_conf()")
+    yield server
+    with psycopg.connect(server.url(), autocommit=True) as connection:
+        _stop_quickly(connection)
+    server.release()
+    # The watcher ends by itself once its data folder is gone.
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _stop_quickly(connection: psycopg.Connection[TupleRow]) -> None:
+    pid = connection.execute("SELECT pg_backend_pid()").fetchone()
+    assert pid is not None
+    row = connection.execute("SELECT setting FROM pg_settings WHERE name = 'data_directory'").fetchone()
+    assert row is not None
+    postmaster = int((Path(row[0]) / "postmaster.pid").read_text().splitlines()[0])
+    os.kill(postmaster, 3)  # SIGQUIT: an immediate stop; nothing of this server is needed again
+
+
+@pytest.fixture(scope="session")
+def template(server: EmbeddedPostgres) -> str:
+    """Name of a database with the newest schema and nothing in it."""
+    with psycopg.connect(server.url(), autocommit=True) as connection:
+        connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(TEMPLATE)))
+    migrate(server.url(TEMPLATE))
+    return TEMPLATE
+
+
+@pytest.fixture
+def database(server: EmbeddedPostgres, template: str) -> Iterator[Database]:
+    """A database of the test's own, with the newest schema."""
+    name = f"t{next(_numbers)}"
+    with psycopg.connect(server.url(), autocommit=True) as maintenance:
+        maintenance.execute(
+            sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(sql.Identifier(name), sql.Identifier(template))
+        )
+    yield Database(server.url(name))
+    with psycopg.connect(server.url(), autocommit=True) as maintenance:
+        drop_database(maintenance, name)
+
+
+def drop_database(maintenance: psycopg.Connection[TupleRow], name: str) -> None:
+    """Drop a database with its sessions and slots."""
+    maintenance.execute("SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE datname = %s", [name])
+    maintenance.execute(
+        "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE database = %s", [name]
+    )
+    maintenance.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+
+
+@pytest.fixture
+def connection(database: Database) -> Iterator[psycopg.Connection[TupleRow]]:
+    """An autocommit connection to the test's database."""
+    with database.connect("sophia-test") as connection:
+        yield connection
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    """Defaults, with a home of the test's own."""
+    return load_settings(home=tmp_path / "home")
+
+
+@pytest.fixture(scope="session")
+def catalog() -> Catalog:
+    """The catalog of this checkout."""
+    return load(default_path())
+
+
+@pytest.fixture
+def hash_embedder() -> HashEmbedder:
+    """A cheap embedder of MiniLM's dimension that counts what it embeds."""
+    return HashEmbedder()

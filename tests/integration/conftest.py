@@ -1,0 +1,129 @@
+"""Fixtures that run the real processes' loops in threads, and stop them."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import psycopg
+import pytest
+from psycopg.rows import TupleRow
+
+from sophia.capture import Binding, Capture, CaptureSource
+from sophia.database import Database
+from sophia.settings import CaptureSettings
+from tests.waiting import until
+
+Connection = psycopg.Connection[TupleRow]
+_slots = itertools.count(1)
+# Quick, so that tests do not wait for a process's idle moments.
+QUICK = CaptureSettings(status_seconds=0.2, catalog_check_seconds=0.2)
+
+
+class Running:
+    """A loop `run(stop)` in a thread of its own."""
+
+    def __init__(self, loop: Any) -> None:
+        self.loop = loop
+        self.stop_event = threading.Event()
+        self.error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            self.loop.run(self.stop_event)
+        except BaseException as error:
+            self.error = error
+
+    @property
+    def ended(self) -> bool:
+        return not self._thread.is_alive()
+
+    def ready(self) -> None:
+        """Wait until the loop says that it is set up."""
+        until(lambda: self.loop.ready.is_set() or self.ended, "readiness")
+        if self.error is not None:
+            raise self.error
+
+    def failed(self, seconds: float = 30.0) -> BaseException:
+        """Wait for the loop to end by itself, and return its error."""
+        until(lambda: self.ended, "the end of the loop", seconds)
+        assert self.error is not None, "the loop ended without an error"
+        return self.error
+
+    def stop(self) -> None:
+        """Stop the loop; its error, if it had one, is raised here."""
+        self.stop_event.set()
+        self._thread.join(30)
+        assert self.ended, "the loop does not stop"
+        if self.error is not None:
+            raise self.error
+
+
+class Captures:
+    """Starts captures of the test's own database, each test under its own slot name."""
+
+    def __init__(self, database: Database) -> None:
+        self.database = database
+        self.slot = f"slot_{next(_slots)}_{database.url.rsplit('/', 1)[-1].split('?')[0]}"
+        self.running: list[Running] = []
+
+    def source(self, *tables: str | Binding, url: str | None = None, slot: str | None = None) -> CaptureSource:
+        bindings = tuple(
+            table if isinstance(table, Binding) else Binding(table, table.rpartition(".")[2]) for table in tables
+        )
+        return CaptureSource("test", url or self.database.url, "test_publication", slot or self.slot, bindings)
+
+    def start(
+        self,
+        *tables: str | Binding,
+        settings: CaptureSettings = QUICK,
+        progress: Callable[[str, int, int], None] | None = None,
+        url: str | None = None,
+        wait: bool = True,
+    ) -> Running:
+        running = Running(Capture(self.source(*tables, url=url), self.database, settings, progress))
+        self.running.append(running)
+        if wait:
+            running.ready()
+        return running
+
+    def fails(self, *tables: str | Binding, url: str | None = None, slot: str | None = None) -> BaseException:
+        """The error of a capture that cannot start."""
+        running = Running(Capture(self.source(*tables, url=url, slot=slot), self.database, QUICK))
+        self.running.append(running)
+        return running.failed()
+
+    def stop_all(self) -> None:
+        for running in self.running:
+            with contextlib.suppress(BaseException):
+                running.stop()
+
+
+@pytest.fixture
+def captures(database: Database) -> Iterator[Captures]:
+    """A starter of captures; what still runs is stopped at the end."""
+    captures = Captures(database)
+    yield captures
+    captures.stop_all()
+
+
+def current(connection: Connection, collection: str) -> dict[str, Any]:
+    """The current documents of a collection: key to body, without tombstones."""
+    return dict(
+        connection.execute(
+            "SELECT d.key, d.body FROM sophia.documents d JOIN sophia.collections c ON c.id = d.collection_id "
+            "WHERE c.name = %s AND NOT d.deleted",
+            [collection],
+        ).fetchall()
+    )
+
+
+@pytest.fixture
+def documents_of(connection: Connection) -> Callable[[str], dict[str, Any]]:
+    """The current documents of a collection: key to body, without tombstones."""
+    return lambda collection: current(connection, collection)

@@ -1,0 +1,156 @@
+"""Settings: defaults as promised, all faults at once, no secret in any text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from pydantic import SecretStr, ValidationError
+
+from sophia.errors import ConfigurationError, SettingsError
+from sophia.settings import Settings, known_variables, load_settings
+
+DEFAULTS = {
+    "profile": "local",
+    "catalog": None,
+    "database_url": None,
+    "hub": False,
+    "device": None,
+    "docker_host": None,
+    "kube_context": None,
+    "n8n_url": None,
+    "n8n_api_key": None,
+    "vercel_token": None,
+    "app_database_url": None,
+    "weaviate_url": None,
+    "weaviate_api_key": None,
+    "pinecone_api_key": None,
+    "embedding_api_key": None,
+    "capture": {
+        "batch_documents": 2000,
+        "batch_bytes": 8_000_000,
+        "bulk_transaction": 1000,
+        "status_seconds": 5.0,
+        "catalog_check_seconds": 10.0,
+    },
+    "indexer": {
+        "live_documents": 64,
+        "bulk_documents": 256,
+        "bulk_tokens": 512,
+        "lease_seconds": 10.0,
+        "poll_seconds": 1.0,
+        "max_text_bytes": 1_000_000,
+    },
+    "console": {"host": "127.0.0.1", "port": 8010},
+}
+
+
+def test_defaults_are_pinned(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Whoever changes a default changes it here too, on purpose."""
+    monkeypatch.chdir(tmp_path)
+    found = load_settings().model_dump()
+    assert found.pop("home") == tmp_path / ".sophia"
+    assert found == DEFAULTS
+
+
+def test_every_field_has_a_description() -> None:
+    assert all(known_variables().values())
+    assert "SOPHIA_CAPTURE__BATCH_DOCUMENTS" in known_variables()
+
+
+def test_environment_is_read_with_prefix_and_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOPHIA_DEVICE", "cpu")
+    monkeypatch.setenv("SOPHIA_CAPTURE__BATCH_DOCUMENTS", "7")
+    settings = load_settings()
+    assert (settings.device, settings.capture.batch_documents) == ("cpu", 7)
+    assert settings.capture.bulk_transaction == 1000
+
+
+def test_empty_variable_counts_as_unset(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOPHIA_DATABASE_URL", "")
+    assert load_settings().database_url is None
+
+
+def test_every_fault_is_in_one_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOPHIA_PROFILE", "moon")
+    monkeypatch.setenv("SOPHIA_CAPTURE__BATCH_DOCUMENTS", "none")
+    monkeypatch.setenv("SOPHIA_INDEXER__LEASE_SECONDS", "0")
+    monkeypatch.setenv("SOPHIA_CONSOLE__PORT", "70000")
+    monkeypatch.setenv("SOPHIA_DATABASE_URL", "mysql://user:hunter2@host/db")
+    monkeypatch.setenv("SOPHIA_DEVISE", "cpu")
+    with pytest.raises(SettingsError) as error:
+        load_settings()
+    message = str(error.value)
+    for name in (
+        "SOPHIA_PROFILE",
+        "SOPHIA_CAPTURE__BATCH_DOCUMENTS",
+        "SOPHIA_INDEXER__LEASE_SECONDS",
+        "SOPHIA_CONSOLE__PORT",
+        "SOPHIA_DATABASE_URL",
+        "SOPHIA_DEVISE",
+    ):
+        assert name in message
+    assert "hunter2" not in message
+    assert isinstance(error.value, ConfigurationError)
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ("SOPHIA_DATABSE_URL", "SOPHIA_DATABASE_URL"),
+        ("SOPHIA_CAPTURE__BATCH_DOCUMENT", "SOPHIA_CAPTURE__BATCH_DOCUMENTS"),
+        ("SOPHIA_CAPTURE_BATCH_DOCUMENTS", "SOPHIA_CAPTURE__BATCH_DOCUMENTS"),
+    ],
+)
+def test_misspelt_variable_is_named_with_a_suggestion(monkeypatch: pytest.MonkeyPatch, written: str, meant: str) -> None:
+    monkeypatch.setenv(written, "1")
+    with pytest.raises(SettingsError, match=f"{written}: is not a setting; did you mean {meant}"):
+        load_settings()
+
+
+def test_a_variable_that_the_catalog_names_is_no_misspelling(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOPHIA_SNOWFLAKE_URL", "snowflake://x")
+    assert load_settings().secret("SOPHIA_SNOWFLAKE_URL") == "snowflake://x"
+
+
+def test_secrets_show_in_no_text() -> None:
+    secret = "postgresql://user:hunter2@host/db"
+    settings = load_settings(database_url=secret, pinecone_api_key="hunter2", app_database_url=secret)
+    texts = [repr(settings), str(settings), str(settings.model_dump()), settings.model_dump_json()]
+    assert not [text for text in texts if "hunter2" in text]
+    assert settings.secret("SOPHIA_DATABASE_URL") == secret
+
+
+def test_every_field_that_sounds_secret_is_masked() -> None:
+    for name, field in Settings.model_fields.items():
+        if name.endswith(("_key", "_token", "_password")) or "database_url" in name:
+            assert SecretStr in getattr(field.annotation, "__args__", ()), name
+
+
+def test_malformed_secret_is_not_quoted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOPHIA_APP_DATABASE_URL", "hunter2")
+    with pytest.raises(SettingsError) as error:
+        load_settings()
+    assert "SOPHIA_APP_DATABASE_URL: must start with postgresql://" in str(error.value)
+    assert "hunter2" not in f"{error.value!r} {error.value.__cause__!r} {error.value.__context__!r}"
+
+
+def test_cluster_profile_names_what_it_needs() -> None:
+    with pytest.raises(SettingsError) as error:
+        load_settings(profile="cluster")
+    for name in ("SOPHIA_DATABASE_URL", "SOPHIA_KUBE_CONTEXT", "SOPHIA_WEAVIATE_URL"):
+        assert f"{name}: is required in the cluster profile" in str(error.value)
+
+
+def test_settings_are_frozen() -> None:
+    settings = load_settings()
+    with pytest.raises(ValidationError):
+        settings.profile = "cluster"  # type: ignore[misc]
+
+
+def test_home_is_absolute(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SOPHIA_HOME", "here")
+    settings = load_settings()
+    assert settings.home == tmp_path / "here"
+    assert settings.pgdata.is_relative_to(settings.home)
