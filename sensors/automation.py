@@ -10,8 +10,8 @@ from sophia_assets.keys import PLATFORM_KINDS
 def build_automation_sensors() -> list[dg.AutomationConditionSensorDefinition]:
     """One for what is built and secret, one for what runs in the cluster, one for what faces outward."""
     scopes = {
-        "images_automation_sensor": ("images", "secrets"),
-        "cluster_automation_sensor": ("cluster", "services"),
+        "images_automation_sensor": ("images", "secrets", "environments"),
+        "cluster_automation_sensor": ("nodes", "cluster", "services"),
         "edge_automation_sensor": ("workflows", "frontends"),
     }
     assert {kind for kinds in scopes.values() for kind in kinds} == set(PLATFORM_KINDS)  # noqa: S101

@@ -13,5 +13,5 @@ def gpu_step(catalog: Catalog) -> dict[str, Any]:
     """`pool` and `op_tags` of a step that embeds in bulk: the routing table's answer for batch work with a GPU."""
     from sophia.platform import RoutingTable, Workload
 
-    settings = RoutingTable(catalog).pod_settings(Workload(kind="batch", priority="low", gpu=1))
+    settings = RoutingTable(catalog).gpu_pod_settings(Workload(kind="batch", priority="low", gpu=1))
     return {"pool": POOL, "op_tags": {"dagster-k8s/config": settings}}

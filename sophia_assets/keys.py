@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import dagster as dg
 
-PLATFORM_KINDS = ("images", "cluster", "services", "secrets", "workflows", "frontends")
+PLATFORM_KINDS = ("secrets", "environments", "nodes", "cluster", "images", "services", "workflows", "frontends")
 # Kind icons of the UI first, our own labels after.
 ICONS: dict[str, set[str]] = {
     "images": {"docker"},
+    "nodes": {"k3s", "gpu"},
     "cluster": {"kubernetes", "k3s"},
     "services": {"kubernetes", "yaml"},
-    "secrets": {"kubernetes", "secret"},
+    "secrets": {"secret", "yaml"},
+    "environments": {"pulumi", "yaml"},
     "workflows": {"n8n", "json"},
     "frontends": {"vercel", "json"},
 }

@@ -6,68 +6,78 @@ was observed. So it does not move until something was really changed.
 
 import hashlib
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from typing import Any
 
 import dagster as dg
+from pydantic import BaseModel
 
 from resources import PlatformResource
 from sophia.catalog import Catalog
-from sophia.catalog.models import Entry, Frontend, Image, Service, Workflow
+from sophia.catalog.models import Cluster, Entry, Frontend, Image, Service, Workflow
+from sophia.platform import SecretEnvironment, build_reconcilers
 from sophia_assets.keys import ICONS, asset_key
 
 CHECK = "rendered_is_sound"
 # Metadata is stored with every event: a diff is cut, its size is a number beside it.
 DIFF_LINES = 400
+PLATFORM_TEAM = "team:platform"
+# Kinds whose entries the catalog does not describe one by one.
+DESCRIPTIONS = {
+    "cluster": "The K3s cluster as a whole: GPU operator, quotas, limits, autoscaling policy, mesh.",
+    "environments": "One environment's secrets as references, for Pulumi ESC and Kubernetes.",
+}
 
 
-def dependencies(catalog: Catalog, entry: Entry) -> list[dg.AssetKey]:
+def dependencies(catalog: Catalog, entry: Any) -> list[dg.AssetKey]:
     """What an entry depends on: image → infrastructure → service, secret → service, service → the rest."""
     found: list[dg.AssetKey] = []
     match entry:
         case Image(base=str(base)):
             found.append(asset_key("images", base))
         case Service():
-            found.append(asset_key("images", entry.image))
+            found += [asset_key("images", entry.image), asset_key("cluster", catalog.cluster.name)]
             found += [asset_key("secrets", name) for name in entry.secrets]
             found += [asset_key("services", name) for name in entry.depends_on]
-            nodes = catalog.route(entry.route).nodes if entry.route else ()
-            found += [asset_key("cluster", name) for name in nodes]
         case Workflow():
             found += [asset_key("services", name) for name in entry.services]
             found += [asset_key("secrets", name) for name in entry.secrets]
         case Frontend():
             found.append(asset_key("services", entry.service))
             found += [asset_key("secrets", name) for name in entry.secrets]
+        case Cluster():
+            found += [asset_key("nodes", node.name) for node in catalog.nodes]
+        case SecretEnvironment():
+            found += [asset_key("secrets", s.name) for s in catalog.secrets if entry.name in s.environments]
     return list(dict.fromkeys(found))
 
 
-def entries_of(catalog: Catalog, kind: str) -> tuple[Any, ...]:
-    """The catalog's entries of an asset kind. The cluster's assets are its nodes."""
-    found: tuple[Any, ...] = catalog.nodes if kind == "cluster" else getattr(catalog, kind)
-    return found
-
-
-def code_version(entry: Entry) -> str:
+def code_version(entry: Any) -> str:
     """Changes whenever the catalog entry does."""
-    return hashlib.sha256(entry.model_dump_json().encode()).hexdigest()[:12]
+    text = entry.model_dump_json() if isinstance(entry, BaseModel) else repr(entry)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _spec(catalog: Catalog, kind: str, entry: Any) -> dg.AssetSpec:
+    return dg.AssetSpec(
+        asset_key(kind, entry.name),
+        deps=dependencies(catalog, entry),
+        description=entry.description if isinstance(entry, Entry) else DESCRIPTIONS[kind],
+        group_name=kind,
+        kinds=ICONS[kind],
+        owners=list(entry.owners) if isinstance(entry, Entry) else [PLATFORM_TEAM],
+        code_version=code_version(entry),
+        skippable=True,
+    )
 
 
 def build_platform_asset(catalog: Catalog, kind: str) -> dg.AssetsDefinition:
     """The multi-asset of one kind, with a check of what is rendered for each entry."""
-    entries = {asset_key(kind, entry.name): entry for entry in entries_of(catalog, kind)}
-    specs = [
-        dg.AssetSpec(
-            key,
-            deps=dependencies(catalog, entry),
-            description=entry.description,
-            group_name=kind,
-            kinds=ICONS[kind],
-            owners=list(entry.owners),
-            code_version=code_version(entry),
-            skippable=True,
-        )
-        for key, entry in entries.items()
-    ]
+    entries = {asset_key(kind, entry.name): entry for entry in build_reconcilers(catalog)[kind].entries()}
+    specs = [_spec(catalog, kind, entry) for entry in entries.values()]
+    # Dagster wants the assets of one step in the order of their dependencies.
+    inside = {spec.key: [dep.asset_key for dep in spec.deps if dep.asset_key in entries] for spec in specs}
+    order = {key: number for number, key in enumerate(TopologicalSorter(inside).static_order())}
     checks = [dg.AssetCheckSpec(CHECK, asset=key, description="Rendered files obey the rules.") for key in entries]
 
     @dg.multi_asset(
@@ -81,7 +91,7 @@ def build_platform_asset(catalog: Catalog, kind: str) -> dg.AssetsDefinition:
         context: dg.AssetExecutionContext, platform: PlatformResource
     ) -> Iterator[dg.MaterializeResult[Any] | dg.AssetCheckResult]:
         reconciler = platform.reconcilers(catalog)[kind]
-        for key in sorted(context.selected_asset_keys):
+        for key in sorted(context.selected_asset_keys, key=order.__getitem__):
             yield _materialize(reconciler, key, entries[key])
         for check in sorted(context.selected_asset_check_keys, key=lambda check: check.asset_key):
             yield _check(reconciler, check.asset_key, entries[check.asset_key])

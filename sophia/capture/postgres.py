@@ -16,26 +16,22 @@ begin a new generation: snapshot again, then sweep what it did not bring.
 from __future__ import annotations
 
 import logging
-import select
 import time
 from collections.abc import Sequence
-from contextlib import closing
 from dataclasses import dataclass
 from threading import Event
-from typing import Any
 
 import psycopg
-import psycopg2
-import psycopg2.extras
 from psycopg.rows import TupleRow
 
 from sophia import inbox, sql
 from sophia.capture import source as source_sql
 from sophia.capture.assembler import Assembler, CapturedTable, Taken
+from sophia.capture.replication import ReplicationConnection
 from sophia.capture.snapshot import Progress, copy_table
 from sophia.capture.source import Server, SourceTable
 from sophia.capture.values import SESSION_OPTIONS
-from sophia.database.connect import Database, connect, without_password
+from sophia.database.connect import Database, connect
 from sophia.documents import Clock, format_lsn, parse_lsn
 from sophia.errors import FencedError, SourceError, TemporaryError
 from sophia.settings import CaptureSettings
@@ -88,12 +84,15 @@ class Capture:
 
     def run(self, stop: Event) -> None:
         """Set up, copy what is not captured yet, then stream until `stop` is set."""
-        while not stop.is_set():
-            with self._database.connect("sophia-capture") as own:
-                start, tables = self._prepare(own, stop)
-                if stop.is_set():
-                    return
-                self._stream(own, start, tables, stop)
+        try:
+            while not stop.is_set():
+                with self._database.connect("sophia-capture") as own:
+                    start, tables = self._prepare(own, stop)
+                    if stop.is_set():
+                        return
+                    self._stream(own, start, tables, stop)
+        except psycopg.OperationalError as error:
+            raise TemporaryError(f"capture of {self._source.name}: a database is away: {str(error).strip()}") from error
 
     # ---- set up and snapshot -----------------------------------------------------------------------------
 
@@ -192,16 +191,12 @@ class Capture:
         system: str | None = None,
     ) -> int:
         """Make a slot, copy the tables from its exported snapshot, return its consistent point."""
-        with closing(self._replication_connection()) as replication, replication.cursor() as cursor:
+        with self._replication() as replication:
             if not temporary:
                 with connect(self._source.url, "sophia-capture-setup") as source:
                     if source_sql.inspect_slot(source, slot) is not None:
                         source.execute("SELECT pg_drop_replication_slot(%s)", [slot])
-            kind = "TEMPORARY LOGICAL" if temporary else "LOGICAL"
-            # The export lasts until this connection's next command; the copies have joined it by then.
-            cursor.execute(f'CREATE_REPLICATION_SLOT "{slot}" {kind} pgoutput EXPORT_SNAPSHOT')
-            _name, point_text, snapshot_name, _plugin = cursor.fetchone()
-            point = parse_lsn(point_text)
+            point, snapshot_name = replication.create_slot(slot, temporary=temporary)
             if system is not None:
                 own.execute(
                     Q["begin_generation"], {"source": self._source.name, "system": system, "lsn": format_lsn(point)}
@@ -221,9 +216,10 @@ class Capture:
                         table=table,
                         clock=Clock(of, point, 0),
                         batch_documents=self._settings.batch_documents,
+                        guard=lambda: self._confirm(own, None),
                         progress=self._progress,
                     )
-                    logger.info("snapshot of %s: %d rows at %s", table.qualified, rows, point_text)
+                    logger.info("snapshot of %s: %d rows at %s", table.qualified, rows, format_lsn(point))
                 source.rollback()
             return point
 
@@ -247,44 +243,20 @@ class Capture:
 
     # ---- stream ------------------------------------------------------------------------------------------
 
-    def _replication_connection(self) -> Any:
-        try:
-            return psycopg2.connect(
-                self._source.url,
-                connection_factory=psycopg2.extras.LogicalReplicationConnection,
-                application_name="sophia-capture",
-                connect_timeout=10,
-                options=SESSION_OPTIONS,
-            )
-        except psycopg2.OperationalError as error:
-            raise TemporaryError(f"cannot connect to {without_password(self._source.url)}: {error}") from error
+    def _replication(self) -> ReplicationConnection:
+        return ReplicationConnection(self._source.url, "sophia-capture", SESSION_OPTIONS)
 
     def _stream(self, own: Connection, start: int, tables: dict[int, CapturedTable], stop: Event) -> None:
         """Read, flush at commits whenever the socket is drained, until stopped or a table changed identity."""
         assembler = Assembler(tables, start, self._settings.bulk_transaction)
-        try:
-            with closing(self._replication_connection()) as replication, replication.cursor() as cursor:
-                cursor.start_replication(
-                    slot_name=self._source.slot,
-                    decode=False,
-                    start_lsn=start,
-                    status_interval=self._settings.status_seconds,
-                    options={"proto_version": "1", "publication_names": f'"{self._source.publication}"'},
-                )
-                self._pump(own, cursor, assembler, tables, start, stop)
-        except (psycopg2.OperationalError, psycopg2.InterfaceError, psycopg2.DatabaseError) as error:
-            if "is active for PID" in str(error):
-                raise SourceError(
-                    f"slot {self._source.slot!r} is in use: another capture is running ({str(error).strip()})"
-                ) from error
-            raise TemporaryError(f"replication from {self._source.name} ended: {str(error).strip()}") from error
-        except psycopg.OperationalError as error:
-            raise TemporaryError(f"the inbox's database is away: {error}") from error
+        with self._replication() as stream:
+            stream.start(self._source.slot, self._source.publication, start)
+            self._pump(own, stream, assembler, tables, start, stop)
 
     def _pump(
         self,
         own: Connection,
-        cursor: Any,
+        stream: ReplicationConnection,
         assembler: Assembler,
         tables: dict[int, CapturedTable],
         confirmed: int,
@@ -293,32 +265,32 @@ class Capture:
         settings = self._settings
         next_status = next_check = 0.0
         while not stop.is_set():
-            message = cursor.read_message()
+            message = stream.read()
             if message is not None:
-                assembler.feed(message.payload, message.data_start)
+                assembler.feed(message.payload, message.lsn)
                 if assembler.size >= settings.batch_documents or assembler.bytes >= settings.batch_bytes:
-                    confirmed = self._flush(own, cursor, assembler.take(whole=not assembler.in_transaction), confirmed)
+                    taken = assembler.take(whole=not assembler.in_transaction)
+                    confirmed = self._flush(own, stream, taken, confirmed)
                 continue
             if assembler.committed:
-                confirmed = self._flush(own, cursor, assembler.take(), confirmed)
+                confirmed = self._flush(own, stream, assembler.take(), confirmed)
                 continue
             now = time.monotonic()
             if now >= next_status:
                 if not assembler.in_transaction:
                     # Nothing is outstanding: what the server has read up to concerns none of our tables.
-                    confirmed = max(confirmed, cursor.wal_end)
+                    confirmed = max(confirmed, stream.server_lsn)
                 # Stored first: a slot ahead of what we stored would mean that changes were lost.
                 self._confirm(own, confirmed)
-                cursor.send_feedback(flush_lsn=confirmed, force=True)
+                stream.confirm(confirmed)
                 next_status = now + settings.status_seconds
             if now >= next_check:
                 if self._tables_changed(own, tables):
                     return
                 next_check = now + settings.catalog_check_seconds
-            select.select([cursor.connection], [], [], min(0.5, settings.status_seconds))
-        cursor.send_feedback(flush_lsn=confirmed, force=True)
+            stream.wait(min(0.5, settings.status_seconds))
 
-    def _flush(self, own: Connection, cursor: Any, taken: Taken, confirmed: int) -> int:
+    def _flush(self, own: Connection, stream: ReplicationConnection, taken: Taken, confirmed: int) -> int:
         """One inbox transaction; then, and only then, the acknowledgement."""
         with own.transaction():
             for collection in sorted(taken.events):
@@ -330,7 +302,7 @@ class Capture:
             self._confirm(own, taken.end_lsn)
         if taken.end_lsn is not None and taken.end_lsn > confirmed:
             confirmed = taken.end_lsn
-            cursor.send_feedback(flush_lsn=confirmed)
+            stream.confirm(confirmed)
         return confirmed
 
     def _confirm(self, own: Connection, lsn: int | None) -> None:

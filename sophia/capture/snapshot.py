@@ -39,6 +39,7 @@ def copy_table(
     table: SourceTable,
     clock: Clock,
     batch_documents: int,
+    guard: Callable[[], None],
     progress: Progress | None = None,
 ) -> int:
     """Copy one table to the inbox. Returns the number of rows.
@@ -47,9 +48,12 @@ def copy_table(
         source: a connection inside a transaction on the exported snapshot.
         own: a connection to Sophia's database, autocommit.
         clock: (generation, consistent point, 0).
+        guard: called in every transaction; raises when another capture has taken over. A late sweep would otherwise
+            bury rows that the successor's snapshot is bringing at the very clock of its tombstones.
         progress: called with (collection, rows so far, estimated rows).
     """
     with own.transaction():
+        guard()
         inbox.raise_floor(own, collection, clock)
         own.execute(
             Q["begin_snapshot"],
@@ -75,6 +79,7 @@ def copy_table(
             except DocumentError as error:
                 parked.append(f"row {offset} of the snapshot: {error}")
         with own.transaction():
+            guard()
             inbox.accept(own, collection, changes)
             for reason in parked:
                 inbox.park(own, collection, None, stage="capture", reason=reason, clock=clock)
@@ -82,6 +87,7 @@ def copy_table(
         if progress:
             progress(collection, rows, max(estimate, rows))
     with own.transaction():
+        guard()
         inbox.sweep(own, collection)
         own.execute(Q["end_snapshot"], {"source": source_name, "collection": collection, "rows": rows})
     if progress:

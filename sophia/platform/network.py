@@ -108,7 +108,7 @@ def _metrics_ports(service: Service) -> list[dict[str, Any]]:
 
 
 def _route(catalog: Catalog, service: Service, number: int) -> Manifest:
-    """One path of the cluster's host. TLS and the host belong to the master ingress (see `edge`)."""
+    """One path of the cluster's host. TLS and the host belong to the master ingress (see `namespaces`)."""
     route = service.ingress[number]
     rate = route.rate_limit_rps
     annotations = {

@@ -132,7 +132,7 @@ class RoutingTable:
         )
         return self._place(route, workload)
 
-    def pod_settings(self, workload: Workload) -> dict[str, Any]:
+    def gpu_pod_settings(self, workload: Workload) -> dict[str, Any]:
         """Pod settings in the form of the tag `dagster-k8s/config`: affinity, tolerations, priority and, with
         GPUs, runtime class, node selector and limits. Raises RoutingError.
         """

@@ -45,7 +45,7 @@ def truth(connection: Connection, table: str = "items") -> dict[str, Any]:
     )
 
 
-def level(connection: Connection, table: str = "items", seconds: float = 30.0) -> None:
+def level(connection: Connection, table: str = "items", seconds: float = 8.0) -> None:
     """Wait until the collection equals its table."""
     expected: dict[str, Any] = {}
     found: dict[str, Any] = {}

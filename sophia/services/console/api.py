@@ -11,7 +11,7 @@ import psycopg
 from prometheus_client import CONTENT_TYPE_LATEST
 from psycopg.rows import TupleRow
 from psycopg_pool import ConnectionPool
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 from sse_starlette import EventSourceResponse
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
@@ -44,7 +44,7 @@ class SearchRequest(BaseModel):
     index: str = Field(min_length=1, max_length=200)
     text: str = Field(min_length=1)
     k: int = Field(10, ge=1, le=100)
-    filters: dict[str, str | bool | int | float | None] = Field(default_factory=dict)
+    filters: dict[str, JsonValue] = Field(default_factory=dict)
     hybrid: bool = False
 
 
@@ -79,9 +79,11 @@ class Api:
         with self._pool.connection() as connection:
             versions = {v.index_name: v for v in active_versions(connection) if v.state == "serving"}
         described = [_describe(version) for version in versions.values()]
-        for index in local_indexes(self._catalog, self._settings.profile):
-            if index.name not in versions:
-                described.append({"name": index.name, "description": index.description, "serving": False})
+        described += [
+            {"name": index.name, "description": index.description, "serving": False}
+            for index in local_indexes(self._catalog, self._settings.profile)
+            if index.name not in versions
+        ]
         return Json({"indexes": sorted(described, key=lambda item: item["name"])})
 
     def fields(self, request: Request) -> Response:

@@ -112,8 +112,7 @@ class Feed:
         Args:
             last_id: the last batch that the client has, or None for a new one.
 
-        Raises:
-            psycopg.OperationalError: the database did not answer for what was missed; the client will ask again.
+        The stream ends early when the database does not answer for what was missed; the client will ask again.
         """
         client = _Client()
         self._clients.add(client)
@@ -132,6 +131,8 @@ class Feed:
             while (current := await client.queue.get()) is not None:
                 if current.id not in sent:
                     yield current.event()
+        except psycopg.OperationalError as error:
+            logger.warning("an event stream cannot be resumed now: %s", error)
         finally:
             self._clients.discard(client)
             self._metrics.feed_clients.set(len(self._clients))

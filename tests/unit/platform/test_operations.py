@@ -143,6 +143,25 @@ def test_expressions_end_once(workflow: dict[str, Any]) -> None:
     assert any("$('webhook').item.json.body.version" in body for body in expressions)
 
 
+def test_actions_in_the_format_of_n8n(replaced: Callable[..., Catalog]) -> None:
+    steps = (
+        Step(
+            name="tool", action="mcp", service="github", tool="list_issues", secret="mcp_gateway_token", next=("pause",)
+        ),
+        Step(name="pause", action="wait", seconds=3, next=("answer",)),
+        Step(name="answer", action="respond"),
+    )
+    changed = replaced("workflows", "deployment_pipeline", steps=steps)
+    files = build_reconcilers(changed)["workflows"].render(changed.workflow("deployment_pipeline")).files
+    document = json.loads(files["workflows/deployment_pipeline.json"])
+    assert list(check_workflow("w", document)) == []
+    nodes = {node["name"]: node for node in document["nodes"]}
+    assert nodes["webhook"]["parameters"]["responseMode"] == "responseNode"
+    assert nodes["tool"]["parameters"]["url"] == "http://github.sophia-mcp:8080/mcp"
+    assert nodes["tool"]["credentials"] == {"httpHeaderAuth": {"name": "mcp_gateway_token"}}
+    assert nodes["pause"]["parameters"] == {"amount": 3, "unit": "seconds"}
+
+
 WORKFLOW_BREAKAGES: list[tuple[str, Callable[[dict[str, Any]], object]]] = [
     ("duplicate-node", lambda d: d["nodes"].append(copy.deepcopy(d["nodes"][1]))),
     ("trigger-count", lambda d: d["nodes"][0].update(type="n8n-nodes-base.noOp")),

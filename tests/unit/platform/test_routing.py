@@ -94,7 +94,7 @@ def test_gpu_decides_between_rules_of_one_class(table: RoutingTable) -> None:
 
 
 def test_gpu_pod_settings(table: RoutingTable) -> None:
-    settings = table.pod_settings(Workload("batch", "low", gpu=1))
+    settings = table.gpu_pod_settings(Workload("batch", "low", gpu=1))
     assert settings["container_config"] == {"resources": {"limits": {"nvidia.com/gpu": "1"}}}
     assert settings["job_spec_config"] == {"ttl_seconds_after_finished": 3600}
     spec = settings["pod_spec_config"]
@@ -109,13 +109,13 @@ def test_gpu_pod_settings(table: RoutingTable) -> None:
 
 
 def test_settings_without_gpu_ask_for_none(table: RoutingTable) -> None:
-    settings = table.pod_settings(Workload("mcp"))
+    settings = table.gpu_pod_settings(Workload("mcp"))
     assert settings["container_config"] == {}
     assert "runtime_class_name" not in settings["pod_spec_config"]
 
 
 def test_staging_work_tolerates_the_staging_taint(table: RoutingTable) -> None:
-    tolerations = table.pod_settings(Workload("development", "low"))["pod_spec_config"]["tolerations"]
+    tolerations = table.gpu_pod_settings(Workload("development", "low"))["pod_spec_config"]["tolerations"]
     assert tolerations == [
         {"key": "sophia.example.com/environment", "operator": "Equal", "value": "staging", "effect": "NoSchedule"}
     ]
@@ -124,7 +124,7 @@ def test_staging_work_tolerates_the_staging_taint(table: RoutingTable) -> None:
 def test_settings_convert_to_a_pod(table: RoutingTable) -> None:
     k8s = pytest.importorskip("kubernetes.client")
     for workload in (Workload("batch", gpu=1), Workload("mcp"), Workload("embedding", "high")):
-        spec = table.pod_settings(workload)["pod_spec_config"]
+        spec = table.gpu_pod_settings(workload)["pod_spec_config"]
         assert set(spec) <= set(k8s.V1PodSpec.openapi_types)
         assert set(spec.get("affinity", {})) <= set(k8s.V1Affinity.openapi_types)
 
