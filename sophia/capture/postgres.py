@@ -102,6 +102,15 @@ class Capture:
         with connect(spec.url, "sophia-capture-setup", options=SESSION_OPTIONS) as source:
             server = source_sql.inspect_server(source)
             found = source_sql.inspect_tables(source, [(b.table, b.key) for b in spec.bindings])
+            # What changed while a table was not published is in no stream: it is copied again, even if we die here.
+            absent = {table.oid for table in source_sql.unpublished(source, spec.publication, found)}
+            own.execute(
+                Q["forget_collections"],
+                {
+                    "source": spec.name,
+                    "names": [b.collection for b, t in zip(spec.bindings, found, strict=True) if t.oid in absent],
+                },
+            )
             source_sql.ensure_publication(source, spec.publication, found)
             for binding, table in zip(spec.bindings, found, strict=True):
                 inbox.ensure_collection(own, binding.collection, table.key_fields)
@@ -333,4 +342,4 @@ class Capture:
                     logger.error("%s", error)
                     inbox.park(own, table.collection, None, stage="capture", reason=str(error))
             changed = any(table.oid not in tables for table in found)
-            return (bool(found) and source_sql.ensure_publication(source, self._source.publication, found)) or changed
+            return changed or bool(source_sql.unpublished(source, self._source.publication, found))

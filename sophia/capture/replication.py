@@ -16,12 +16,13 @@ from dataclasses import dataclass
 from types import TracebackType
 
 import psycopg
-from psycopg.pq import ExecStatus
+from psycopg.pq import DiagnosticField, ExecStatus
 
 from sophia.database.connect import connect, without_password
 from sophia.documents import format_lsn, parse_lsn
-from sophia.errors import TemporaryError
+from sophia.errors import SourceError, TemporaryError
 
+_IN_USE = b"55006"  # object_in_use
 _UNIX_TO_PG_SECONDS = 946_684_800
 _STATUS = struct.Struct(">cQQQQ?")
 _DATA_HEADER = struct.Struct(">cQQq")
@@ -36,33 +37,25 @@ class Message:
     payload: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class NewSlot:
-    """A slot that was just made: everything before `point` is in `snapshot`, everything after is streamed."""
-
-    point: int
-    snapshot: str
-
-
-class Replication:
+class ReplicationConnection:
     """A connection in replication mode; a context manager that closes it.
 
     Attributes:
         confirmed: the position that the server was told last.
-        server_position: how far the server has read its log and sent all that concerns us.
+        server_lsn: how far the server has read its log and sent all that concerns us.
 
     Raises:
         TemporaryError: the server does not answer or refuses; the message carries no password.
     """
 
-    def __init__(self, url: str, options: str) -> None:
+    def __init__(self, url: str, application: str, options: str) -> None:
         self._shown = without_password(url)
-        self._connection = connect(url, "sophia-capture", options=options, replication="database")
+        self._connection = connect(url, application, options=options, replication="database")
         self._pgconn = self._connection.pgconn
         self.confirmed = 0
-        self.server_position = 0
+        self.server_lsn = 0
 
-    def __enter__(self) -> Replication:
+    def __enter__(self) -> ReplicationConnection:
         return self
 
     def __exit__(
@@ -70,21 +63,25 @@ class Replication:
     ) -> None:
         self._connection.close()
 
-    def create_slot(self, slot: str, *, temporary: bool) -> NewSlot:
-        """Make a pgoutput slot and export its snapshot, which lasts until this connection's next command."""
+    def create_slot(self, slot: str, *, temporary: bool) -> tuple[int, str]:
+        """Make a pgoutput slot. Returns its consistent point and the name of the snapshot just before it.
+
+        The snapshot lasts until this connection's next command, or its end.
+        """
         kind = "TEMPORARY LOGICAL" if temporary else "LOGICAL"
         row = self._connection.execute(
             f'CREATE_REPLICATION_SLOT "{slot}" {kind} pgoutput EXPORT_SNAPSHOT'.encode()
         ).fetchone()
         assert row is not None  # noqa: S101 - the command yields a row or fails
         _name, point, snapshot, _plugin = row
-        return NewSlot(parse_lsn(point), snapshot)
+        return parse_lsn(point), str(snapshot)
 
     def start(self, slot: str, publication: str, position: int) -> None:
         """Begin to stream from `position`.
 
         Raises:
-            psycopg.OperationalError, psycopg.ProgrammingError: the server's refusal, such as a slot in use.
+            SourceError: another capture uses the slot.
+            psycopg.OperationalError: the server refuses, or is away.
         """
         command = (
             f'START_REPLICATION SLOT "{slot}" LOGICAL {format_lsn(position)} '
@@ -92,7 +89,10 @@ class Replication:
         )
         result = self._pgconn.exec_(command.encode())
         if result.status != ExecStatus.COPY_BOTH:
-            raise psycopg.errors.error_from_result(result, encoding="utf-8")
+            reason = result.error_message.decode(errors="replace").strip()
+            if result.error_field(DiagnosticField.SQLSTATE) == _IN_USE:
+                raise SourceError(f"slot {slot!r} is in use: another capture is running ({reason})")
+            raise psycopg.OperationalError(reason)
         self._pgconn.nonblocking = 1
         self.confirmed = position
 
@@ -116,11 +116,11 @@ class Replication:
             kind = data[0]
             if kind == 0x77:  # w: data
                 _kind, start, end, _time = _DATA_HEADER.unpack_from(data)
-                self.server_position = max(self.server_position, end)
+                self.server_lsn = max(self.server_lsn, end)
                 return Message(start, bytes(data[_DATA_HEADER.size :]))
             if kind == 0x6B:  # k: keepalive
                 _kind, end, _time, reply_now = _KEEPALIVE.unpack_from(data)
-                self.server_position = max(self.server_position, end)
+                self.server_lsn = max(self.server_lsn, end)
                 if reply_now:
                     self.confirm(self.confirmed)
 

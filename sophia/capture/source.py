@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import LiteralString
 
 import psycopg
 from psycopg import sql as composed
@@ -39,6 +40,7 @@ class SourceTable:
     name: str
     identity: str
     key_fields: tuple[str, ...]
+    partitioned: bool = False
 
     @property
     def qualified(self) -> str:
@@ -103,7 +105,7 @@ def inspect_table(connection: Connection, table: str, key: Sequence[str] = ()) -
             f"{table}: deletes would not carry the key ({', '.join(key_fields)}); "
             f"run `ALTER TABLE {table} REPLICA IDENTITY FULL`, or key the collection by the identity's columns"
         )
-    return SourceTable(oid, schema, name, identity, key_fields)
+    return SourceTable(oid, schema, name, identity, key_fields, partitioned=kind == "p")
 
 
 def inspect_tables(connection: Connection, wanted: Sequence[tuple[str, Sequence[str]]]) -> list[SourceTable]:
@@ -130,31 +132,34 @@ def columns(connection: Connection, oid: int) -> list[tuple[str, int]]:
 
 def publication_tables(connection: Connection, publication: str) -> set[str] | None:
     """The tables that a publication names, quoted where need be, or None if there is no such publication."""
-    if connection.execute(Q["publication_exists"], {"publication": publication}).fetchone() is None:
+    if connection.execute(Q["publication"], {"publication": publication}).fetchone() is None:
         return None
     return {row[0] for row in connection.execute(Q["publication_tables"], {"publication": publication})}
 
 
-def ensure_publication(connection: Connection, publication: str, tables: Sequence[SourceTable]) -> bool:
-    """Make the publication name at least these tables. Returns whether it was changed.
+def unpublished(connection: Connection, publication: str, tables: Sequence[SourceTable]) -> list[SourceTable]:
+    """The tables that a publication does not name (yet): the changes of these are not streamed."""
+    present = publication_tables(connection, publication) or set()
+    return [table for table in tables if _quoted(connection, table) not in present]
+
+
+def ensure_publication(connection: Connection, publication: str, tables: Sequence[SourceTable]) -> None:
+    """Make the publication name at least these tables.
 
     Raises:
-        SourceError: the role may not do so; the statement to run as the owner is in the message.
+        SourceError: the role may not do so, or the publication leaves changes out; the statement to run is named.
     """
-    present = publication_tables(connection, publication)
-    names = [composed.Identifier(table.schema, table.name) for table in tables]
-    if present is None:
-        statement = composed.SQL("CREATE PUBLICATION {} FOR TABLE {} WITH (publish_via_partition_root = true)").format(
-            composed.Identifier(publication), composed.SQL(", ").join(names)
-        )
-    else:
-        shown = {_quoted(connection, table) for table in tables}
-        absent = [name for table, name in zip(tables, names, strict=True) if _quoted(connection, table) not in present]
-        if not shown - present:
-            return False
-        statement = composed.SQL("ALTER PUBLICATION {} ADD TABLE {}").format(
-            composed.Identifier(publication), composed.SQL(", ").join(absent)
-        )
+    options = connection.execute(Q["publication"], {"publication": publication}).fetchone()
+    if options is not None:
+        _check_publication(publication, *options, tables=tables)
+    absent = unpublished(connection, publication, tables)
+    if not absent:
+        return
+    names = composed.SQL(", ").join(composed.Identifier(table.schema, table.name) for table in absent)
+    text: LiteralString = "ALTER PUBLICATION {} ADD TABLE {}"
+    if options is None:
+        text = "CREATE PUBLICATION {} FOR TABLE {} WITH (publish_via_partition_root = true)"
+    statement = composed.SQL(text).format(composed.Identifier(publication), names)
     try:
         connection.execute(statement)
     except psycopg.errors.InsufficientPrivilege as error:
@@ -163,8 +168,25 @@ def ensure_publication(connection: Connection, publication: str, tables: Sequenc
             f"{statement.as_string(connection)}"
         ) from error
     except psycopg.errors.DuplicateObject:
-        return ensure_publication(connection, publication, tables)
-    return True
+        # Another process was faster; if not with these tables, the next start adds them.
+        if unpublished(connection, publication, tables):
+            raise
+
+
+def _check_publication(
+    publication: str, via_root: bool, left_out: Sequence[str], *, tables: Sequence[SourceTable]
+) -> None:
+    if left_out:
+        raise SourceError(
+            f"publication {publication!r} leaves out {', '.join(left_out)}; run "
+            f"`ALTER PUBLICATION {publication} SET (publish = 'insert, update, delete, truncate')`"
+        )
+    partitioned = [table.qualified for table in tables if table.partitioned]
+    if partitioned and not via_root:
+        raise SourceError(
+            f"publication {publication!r} sends the changes of {partitioned[0]} as those of its partitions; run "
+            f"`ALTER PUBLICATION {publication} SET (publish_via_partition_root = true)`"
+        )
 
 
 def _quoted(connection: Connection, table: SourceTable) -> str:

@@ -151,6 +151,7 @@ class Writer:
         Raises:
             FencedError: the lease was taken over; nothing of this batch was written.
         """
+        began = time.perf_counter()
         figures = Figures()
         todo = [row for row in rows if repair or row.ledger_clock is None or row.ledger_clock < row.clock]
         chunked, faults = self._chunk(todo)
@@ -162,7 +163,7 @@ class Writer:
                 self._commit_writes(connection, writes, faults, repair)
                 figures.documents = len(writes)
                 figures.parked = len(faults)
-                self._record(connection, writes, figures)
+                self._record(connection, writes, figures, began)
             if position is not None:
                 connection.execute(Q["advance"], {"version_id": self.version.id, "position": position}, prepare=True)
         return figures
@@ -300,7 +301,9 @@ class Writer:
                 version_id=self.version.id,
             )
 
-    def _record(self, connection: Connection, writes: Sequence[DocumentWrite], figures: Figures) -> None:
+    def _record(
+        self, connection: Connection, writes: Sequence[DocumentWrite], figures: Figures, began: float
+    ) -> None:
         oldest: datetime | None = None
         if self._lane == "live":
             oldest = min((w.origin.committed_at for w in writes if w.origin.committed_at), default=None)
@@ -317,6 +320,7 @@ class Writer:
                 "deleted": figures.deleted,
                 "tokens": figures.tokens,
                 "embed_ms": figures.embed_seconds * 1000,
+                "apply_ms": (time.perf_counter() - began) * 1000,
                 "oldest": oldest,
                 "keys": keys,
             },

@@ -25,6 +25,10 @@ FROM sophia.captured_tables t JOIN sophia.collections c ON c.id = t.collection_i
 -- name: forget_tables
 UPDATE sophia.captured_tables SET complete = false WHERE source = %(source)s
 
+-- name: forget_collections
+UPDATE sophia.captured_tables t SET complete = false FROM sophia.collections c
+WHERE c.id = t.collection_id AND t.source = %(source)s AND c.name = ANY(%(names)s)
+
 -- name: begin_snapshot
 INSERT INTO sophia.captured_tables (source, collection_id, table_name, relation_oid, consistent_point)
 SELECT %(source)s, id, %(table)s, %(oid)s, %(lsn)s::pg_lsn FROM sophia.collections WHERE name = %(collection)s

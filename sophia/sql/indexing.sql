@@ -66,9 +66,10 @@ WHERE l.clock < EXCLUDED.clock OR (%(repair)s AND l.clock = EXCLUDED.clock)
 UPDATE sophia.index_versions SET position = GREATEST(position, %(position)s) WHERE id = %(version_id)s
 
 -- name: batch
-INSERT INTO sophia.batches (version_id, lane, run, documents, embedded, reused, deleted, tokens, embed_ms, lag_ms, keys)
+INSERT INTO sophia.batches (version_id, lane, run, documents, embedded, reused, deleted, tokens, embed_ms, apply_ms,
+                            lag_ms, keys)
 VALUES (%(version_id)s, %(lane)s, %(run)s, %(documents)s, %(embedded)s, %(reused)s, %(deleted)s, %(tokens)s,
-        %(embed_ms)s, EXTRACT(epoch FROM clock_timestamp() - %(oldest)s::timestamptz) * 1000, %(keys)s)
+        %(embed_ms)s, %(apply_ms)s, EXTRACT(epoch FROM clock_timestamp() - %(oldest)s::timestamptz) * 1000, %(keys)s)
 RETURNING id, lag_ms
 
 -- name: notify

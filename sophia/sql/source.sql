@@ -27,8 +27,11 @@ WHERE attrelid = %(oid)s AND attnum > 0 AND NOT attisdropped AND attgenerated = 
 -- name: publication_tables
 SELECT format('%%I.%%I', schemaname, tablename) FROM pg_publication_tables WHERE pubname = %(publication)s
 
--- name: publication_exists
-SELECT puballtables FROM pg_publication WHERE pubname = %(publication)s
+-- name: publication
+-- Whether partitions are published as their root, and the kinds of change that are left out.
+SELECT pubviaroot, array_remove(ARRAY[CASE WHEN NOT pubinsert THEN 'insert' END, CASE WHEN NOT pubupdate THEN 'update' END,
+                                      CASE WHEN NOT pubdelete THEN 'delete' END, CASE WHEN NOT pubtruncate THEN 'truncate' END], NULL)
+FROM pg_publication WHERE pubname = %(publication)s
 
 -- name: slot
 SELECT plugin, slot_type, database, active_pid, confirmed_flush_lsn::text, COALESCE(wal_status, 'reserved'),

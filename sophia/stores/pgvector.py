@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from typing import Any, LiteralString
 
 import numpy as np
@@ -26,7 +27,16 @@ SCHEMA = "indexes"
 HYBRID_CANDIDATES = 100
 
 
+@lru_cache(maxsize=256)
+def _static(query: str, store_name: str) -> composed.Composed:
+    """A query whose only variable is the version's table: composed once, since every batch needs it."""
+    text: LiteralString = Q[query]
+    return composed.SQL(text).format(table=composed.Identifier(SCHEMA, store_name))
+
+
 def _query(query: str, version: IndexVersion, **parts: composed.Composable) -> composed.Composed:
+    if not parts:
+        return _static(query, version.store_name)
     text: LiteralString = Q[query]
     return composed.SQL(text).format(table=composed.Identifier(SCHEMA, version.store_name), **parts)
 
@@ -76,7 +86,7 @@ class PgvectorStore:
         replace: bool = False,
     ) -> None:
         """Store a batch; see `Store.write`."""
-        register_vector(connection)
+        _know_vectors(connection)
         connection.execute(
             _query("delete_surplus", version),
             {
@@ -114,7 +124,7 @@ class PgvectorStore:
         """Vectors by content hash; see `Store.vectors`."""
         if not hashes:
             return {}
-        register_vector(connection)
+        _know_vectors(connection)
         rows = connection.execute(_query("vectors", version), {"hashes": list(hashes)}, prepare=True).fetchall()
         return {bytes(key): _array(vector) for key, vector in rows}
 
@@ -138,7 +148,7 @@ class PgvectorStore:
 
     def search(self, connection: Connection, version: IndexVersion, query: Query) -> list[Hit]:
         """Nearest chunks by cosine, or fused with full text; see `Store.search`."""
-        register_vector(connection)
+        _know_vectors(connection)
         filters: composed.Composable = composed.SQL(" AND ").join(
             [
                 composed.SQL("metadata @> {}").format(composed.Literal(json.dumps({k: v})))
@@ -164,6 +174,12 @@ class PgvectorStore:
                 else {"vector": np.asarray(query.vector, dtype=np.float32), "k": query.k},
             ).fetchall()
         return [Hit(*row) for row in rows]
+
+
+def _know_vectors(connection: Connection) -> None:
+    """Teach a connection the vector type, once: finding it out costs a query."""
+    if connection.adapters.types.get("vector") is None:
+        register_vector(connection)
 
 
 def _shared(version: IndexVersion, pairs: Sequence[tuple[DocumentWrite, ChunkWrite]], run: str) -> dict[str, Any]:

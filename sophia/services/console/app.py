@@ -122,9 +122,16 @@ def create_app(
     return app
 
 
-def serve(settings: Settings, database: Database, catalog: Catalog, stop_event: Event | None = None) -> None:
+def serve(
+    settings: Settings,
+    database: Database,
+    catalog: Catalog,
+    stop_event: Event | None = None,
+    *,
+    load: LoadEmbedder = load_embedder,
+) -> None:
     """Serve the console on the configured address until a signal comes, or until `stop_event` is set."""
-    app = create_app(settings, database, catalog)
+    app = create_app(settings, database, catalog, load=load)
     config = uvicorn.Config(
         app,
         host=settings.console.host,

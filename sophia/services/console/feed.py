@@ -26,7 +26,7 @@ from psycopg.rows import TupleRow, class_row
 from psycopg_pool import ConnectionPool
 from sse_starlette import ServerSentEvent
 from starlette.concurrency import run_in_threadpool
-from tenacity import AsyncRetrying, before_sleep_log, retry_if_exception_type, wait_exponential_jitter
+from tenacity import AsyncRetrying, before_sleep_log, retry_if_exception_type, wait_random_exponential
 
 from sophia import sql
 from sophia.services.console.metrics import Metrics
@@ -147,7 +147,7 @@ class Feed:
     async def _connect(self) -> psycopg.AsyncConnection[TupleRow]:
         retrying = AsyncRetrying(
             retry=retry_if_exception_type(psycopg.OperationalError),
-            wait=wait_exponential_jitter(initial=0.2, max=LONGEST_BACKOFF_SECONDS, jitter=0.2),
+            wait=wait_random_exponential(multiplier=0.4, max=LONGEST_BACKOFF_SECONDS),
             before_sleep=before_sleep_log(logger, logging.INFO),
         )
         return await retrying(

@@ -157,6 +157,8 @@ CREATE TABLE sophia.batches (
     deleted    integer NOT NULL,
     tokens     integer NOT NULL,
     embed_ms   real NOT NULL,
+    -- From taking the batch up to its last write, embedding included.
+    apply_ms   real NOT NULL,
     lag_ms     real,
     keys       text[] NOT NULL DEFAULT '{}',
     applied_at timestamptz NOT NULL DEFAULT clock_timestamp()
