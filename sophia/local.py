@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from sophia.catalog import default_path
@@ -49,6 +51,24 @@ def dagster_environment(settings: Settings, database: Database) -> dict[str, str
         # A step process that warns about beta interfaces on each line hides what matters.
         "PYTHONWARNINGS": "ignore",
     }
+
+
+def require_free_ports(ports: Mapping[str, int]) -> None:
+    """Check that loopback ports can be listened on; `ports` is by the option or variable that sets each.
+
+    Raises:
+        ConfigurationError: naming every port in use and what sets it.
+    """
+    taken = []
+    for name, port in ports.items():
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                taken.append(f"port {port} is in use; choose another with {name}")
+    if taken:
+        raise ConfigurationError("\n".join(taken))
 
 
 def sophia_command(*arguments: str) -> list[str]:

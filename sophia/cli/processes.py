@@ -69,12 +69,13 @@ def up(
 ) -> None:
     """Run everything locally: capture, indexer, console, Dagster UI and daemon. Ctrl-C stops all of it."""
     from sophia.database import open_database
-    from sophia.local import dagster_environment, local_processes
+    from sophia.local import dagster_environment, local_processes, require_free_ports
     from sophia.sample import load
     from sophia.services.supervisor import Supervisor
     from sophia.services.worker import stop_on_signals
 
     settings = begin().settings
+    require_free_ports({"--dagster-port": dagster_port, "SOPHIA_CONSOLE__PORT": settings.console.port})
     stop = stop_on_signals()
     database = open_database(settings)
     if sample and settings.profile == "local":

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 from sophia.platform.dockerfile import SECRET_NAME
@@ -18,18 +20,60 @@ WORKLOADS = {"Deployment", "StatefulSet", "DaemonSet", "Job"}
 def schema_findings(where: str, document: Manifest, versions: tuple[str, ...]) -> Iterator[Finding]:
     """Whether the document meets the schema of each release; info for kinds that only operators know."""
     # Imported here: schemas are only needed to verify, never to plan.
-    import kubernetes_validate
+    from jsonschema.exceptions import best_match
 
     for version in versions:
-        try:
-            kubernetes_validate.validate(document, version, strict=True)
-        except kubernetes_validate.ValidationError as invalid:
-            place = ".".join(str(part) for part in invalid.path) or "the document"
-            yield Finding("error", "bad-schema", where, f"Kubernetes {version}, {place}: {invalid.message}")
-        except kubernetes_validate.SchemaNotFoundError:
+        validator = _validator(version, document["kind"], document["apiVersion"])
+        if validator is None:
             kind = f"{document['apiVersion']} {document['kind']}"
             yield Finding("info", "not-validated", where, f"no schema of {kind} to check against")
             return
+        invalid = best_match(validator.iter_errors(document))
+        if invalid is not None:
+            place = ".".join(str(part) for part in invalid.path) or "the document"
+            yield Finding("error", "bad-schema", where, f"Kubernetes {version}, {place}: {invalid.message}")
+
+
+@cache
+def _validator(version: str, kind: str, api_version: str) -> Any | None:
+    """The strict validator of one kind in one release, or None where the release has no schema of it.
+
+    `kubernetes_validate.validate` reads a megabyte of definitions for every document; a plan of the whole platform
+    has hundreds of them.
+    """
+    from jsonschema import Draft202012Validator
+    from kubernetes_validate.utils import schema_contents
+    from referencing import Registry, Resource
+
+    folder = _schema_folder(version)
+    # rbac.authorization.k8s.io/v1 is in the file …-rbac-v1.json.
+    group_version = re.sub(r"^([^./]*)(?:\.[^/]*)?/", r"\1-", api_version)
+    try:
+        schema = schema_contents(f"{folder}/{kind.lower()}-{group_version}.json", version)
+    except FileNotFoundError:
+        return None
+    registry = Resource.from_contents(schema) @ (_definitions(folder, version) @ Registry())
+    return Draft202012Validator(schema, registry=registry)
+
+
+@cache
+def _definitions(folder: str, version: str) -> Any:
+    from kubernetes_validate.utils import schema_contents
+    from referencing import Resource
+
+    return Resource.from_contents(schema_contents(f"{folder}/_definitions.json", version))
+
+
+@cache
+def _schema_folder(version: str) -> str:
+    """The package's folder of `version` ("1.30"), or of the newest release before it."""
+    from kubernetes_validate.utils import all_versions, major_minor
+
+    def number(text: str) -> tuple[int, ...]:
+        return tuple(int(part) for part in major_minor(text).split("."))
+
+    known = [found for found in all_versions() if number(found) <= number(version)]
+    return f"kubernetes-json-schema/v{known[-1]}-local-strict"
 
 
 def policy_findings(where: str, document: Manifest) -> Iterator[Finding]:

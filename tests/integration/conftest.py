@@ -13,8 +13,11 @@ import pytest
 from psycopg.rows import TupleRow
 
 from sophia.capture import Binding, Capture, CaptureSource
+from sophia.catalog import Catalog
 from sophia.database import Database
-from sophia.settings import CaptureSettings
+from sophia.settings import CaptureSettings, Settings
+from tests.embedders import HashEmbedder
+from tests.integration.library import Library
 from tests.waiting import until
 
 Connection = psycopg.Connection[TupleRow]
@@ -127,3 +130,39 @@ def current(connection: Connection, collection: str) -> dict[str, Any]:
 def documents_of(connection: Connection) -> Callable[[str], dict[str, Any]]:
     """The current documents of a collection: key to body, without tombstones."""
     return lambda collection: current(connection, collection)
+
+
+@pytest.fixture
+def library(
+    connection: Connection,
+    database: Database,
+    catalog: Catalog,
+    settings: Settings,
+    hash_embedder: HashEmbedder,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Library:
+    """The collection `documents` under a small index; every embedder is the cheap one."""
+    index = next(index for index in catalog.indexes if index.name == "documents").model_copy(update={"shards": 2})
+    small = catalog.model_copy(update={"indexes": (index,)})
+    from sophia.indexing import indexer
+
+    monkeypatch.setattr(indexer, "load_embedder", lambda model, precision, settings: hash_embedder)
+    return Library(connection, database, small, settings, hash_embedder)
+
+
+@pytest.fixture
+def run_loop() -> Iterator[Callable[[Any], Running]]:
+    """Runs `loop.run(stop)` in a thread until the test ends."""
+    started: list[Running] = []
+
+    def start(loop: Any, *, wait: bool = True) -> Running:
+        running = Running(loop)
+        started.append(running)
+        if wait:
+            running.ready()
+        return running
+
+    yield start
+    for running in started:
+        with contextlib.suppress(BaseException):
+            running.stop()

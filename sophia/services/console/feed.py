@@ -7,7 +7,8 @@ Invariants:
 * A client that comes back with `Last-Event-ID` gets what it missed. Ids are given before commit, so a smaller one may
   commit later: a client that this process served resumes in commit order from memory, and another one from the
   table, a few ids earlier than it asked, so that it may see a batch twice and misses none. The page drops repeats.
-* A client that does not read is dropped when its queue is full; it reconnects and resumes. Others never wait for it.
+* Clients read from one shared memory, each at its own place. One that falls behind what is remembered is dropped; it
+  reconnects and resumes. Others never wait for it, and it costs no memory.
 * A lost database connection is opened again, and what was committed meanwhile is read from the table.
 """
 
@@ -38,11 +39,10 @@ CHANNEL = "sophia_indexed"
 FIRST_BATCHES = 30
 # Most batches that a resuming client gets; beyond that it is told how many it did not get.
 REPLAY_BATCHES = 5_000
-# Batches kept in memory for clients that were away for a moment.
+# Batches kept in memory: how far a client may fall behind, or be away, before the table has to be read.
 REMEMBERED = 2_000
 # How far the commit order of batches may differ from the order of their ids.
 OVERLAP = 50
-QUEUE_SIZE = 256
 # An idle connection is asked this often whether it still lives.
 PROBE_SECONDS = 15.0
 LONGEST_BACKOFF_SECONDS = 5.0
@@ -71,19 +71,6 @@ class Batch:
         return ServerSentEvent(json.dumps(data, ensure_ascii=False), event="batch", id=str(self.id))
 
 
-class _Client:
-    """A stream's queue. `None` in it ends the stream."""
-
-    def __init__(self) -> None:
-        self.queue: asyncio.Queue[Batch | None] = asyncio.Queue(QUEUE_SIZE)
-
-    def end(self) -> None:
-        """End the stream, if need be in the place of the last batch, which the client asks for again."""
-        if self.queue.full():
-            self.queue.get_nowait()
-        self.queue.put_nowait(None)
-
-
 class Feed:
     """Fans committed batches out to event streams. `run` is its one background task."""
 
@@ -91,8 +78,10 @@ class Feed:
         self._url = url
         self._pool = pool
         self._metrics = metrics
-        self._clients: set[_Client] = set()
         self._published: deque[Batch] = deque(maxlen=REMEMBERED)
+        # How many were ever published: the place after the newest one.
+        self._count = 0
+        self._news = asyncio.Event()
         self._seen: deque[int] = deque(maxlen=REMEMBERED)
         self._newest: int | None = None
         self._closed = False
@@ -114,35 +103,46 @@ class Feed:
 
         The stream ends early when the database does not answer for what was missed; the client will ask again.
         """
-        client = _Client()
-        self._clients.add(client)
-        self._metrics.feed_clients.set(len(self._clients))
-        if self._closed:
-            client.end()
+        place = self._place_after(last_id)
+        self._metrics.feed_clients.inc()
         try:
-            remembered = self._remembered_after(last_id)
-            missed = remembered if remembered is not None else await run_in_threadpool(self._read_after, last_id)
-            # Replayed batches may be in the queue too: they were published while the table was read.
-            sent = {batch.id for batch in missed}
-            if last_id is not None and len(missed) >= REPLAY_BATCHES:
-                yield ServerSentEvent(json.dumps({"before": missed[0].id}), event="gap")
-            for batch in missed:
-                yield batch.event()
-            while (current := await client.queue.get()) is not None:
-                if current.id not in sent:
-                    yield current.event()
+            sent: set[int] = set()
+            if place is None:
+                # Batches that are published while the table is read come twice, and are sent once.
+                place = self._count
+                missed = await run_in_threadpool(self._read_after, last_id)
+                sent = {batch.id for batch in missed}
+                if last_id is not None and len(missed) >= REPLAY_BATCHES:
+                    yield ServerSentEvent(json.dumps({"before": missed[0].id}), event="gap")
+                for batch in missed:
+                    yield batch.event()
+            while not self._closed:
+                # Taken before the look, so that what is published during it wakes us.
+                news = self._news
+                while place < self._count:
+                    first = self._count - len(self._published)
+                    if place < first:
+                        logger.info("an event stream does not keep up and is closed")
+                        self._metrics.feed_dropped.inc()
+                        return
+                    batch = self._published[place - first]
+                    place += 1
+                    if batch.id not in sent:
+                        yield batch.event()
+                await news.wait()
         except psycopg.OperationalError as error:
             logger.warning("an event stream cannot be resumed now: %s", error)
         finally:
-            self._clients.discard(client)
-            self._metrics.feed_clients.set(len(self._clients))
+            self._metrics.feed_clients.dec()
 
     def close(self) -> None:
         """End all streams, now and later."""
-        if not self._closed:
-            self._closed = True
-            for client in self._clients:
-                client.end()
+        self._closed = True
+        self._wake()
+
+    def _wake(self) -> None:
+        news, self._news = self._news, asyncio.Event()
+        news.set()
 
     async def _connect(self) -> psycopg.AsyncConnection[TupleRow]:
         retrying = AsyncRetrying(
@@ -197,22 +197,15 @@ class Feed:
                 continue
             self._seen.append(batch.id)
             self._published.append(batch)
+            self._count += 1
             self._newest = max(self._newest or 0, batch.id)
-            for client in list(self._clients):
-                try:
-                    client.queue.put_nowait(batch)
-                except asyncio.QueueFull:
-                    logger.info("an event stream does not keep up and is closed")
-                    self._metrics.feed_dropped.inc()
-                    self._clients.discard(client)
-                    client.end()
+        self._wake()
 
-    def _remembered_after(self, last_id: int | None) -> list[Batch] | None:
-        """What this process has published after a batch, or None if it does not remember that one."""
-        batches = list(self._published)
-        for place in range(len(batches) - 1, -1, -1):
-            if batches[place].id == last_id:
-                return batches[place + 1 :]
+    def _place_after(self, last_id: int | None) -> int | None:
+        """The place after a batch that this process has published, or None if it does not remember that one."""
+        for back, batch in enumerate(reversed(self._published)):
+            if batch.id == last_id:
+                return self._count - back
         return None
 
     def _read_after(self, last_id: int | None) -> list[Batch]:

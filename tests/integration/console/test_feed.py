@@ -11,13 +11,15 @@ from typing import Any
 
 import httpx
 import psycopg
+import pytest
 from psycopg import sql
 from psycopg.rows import TupleRow
 from psycopg_pool import ConnectionPool
 
 from sophia.database import Database
 from sophia.database.embedded import EmbeddedPostgres
-from sophia.services.console.feed import QUEUE_SIZE, Feed
+from sophia.services.console import feed as feed_module
+from sophia.services.console.feed import Feed
 from sophia.services.console.metrics import Metrics
 from tests.console import Documents
 from tests.waiting import until
@@ -139,9 +141,14 @@ def test_what_others_notify_does_no_harm(client: httpx.Client, connection: Conne
 
 
 def test_a_slow_reader_is_dropped_and_resumes_while_others_go_on(
-    database: Database, connection: Connection, documents: Documents
+    database: Database, connection: Connection, documents: Documents, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    number = QUEUE_SIZE + 50
+    monkeypatch.setattr(feed_module, "REMEMBERED", 100)
+    ids: list[int] = []
+
+    def write(number: int) -> None:
+        with connection.transaction():
+            ids.extend(add_batch(connection, documents.version.id) for _ in range(number))
 
     async def scenario() -> None:
         with ConnectionPool(database.url, min_size=1, max_size=2, open=True) as pool:
@@ -149,21 +156,15 @@ def test_a_slow_reader_is_dropped_and_resumes_while_others_go_on(
             running = asyncio.create_task(feed.run())
             slow, quick = feed.stream(None), feed.stream(None)
             first = asyncio.gather(anext(slow), anext(quick))
-            await asyncio.to_thread(documents.put, 1, "a", "a")
-            await first
-
-            def write() -> list[int]:
-                with connection.transaction():
-                    return [add_batch(connection, documents.version.id) for _ in range(number)]
-
-            ids = await asyncio.to_thread(write)
-            seen = [int((await asyncio.wait_for(anext(quick), 20)).id or 0) for _ in range(number)]
-            assert seen == ids
-            late = [int(event.id or 0) async for event in slow]
-            assert len(late) < number
-            resumed = feed.stream(late[-1])
-            late += [int((await asyncio.wait_for(anext(resumed), 20)).id or 0) for _ in range(number - len(late))]
-            assert late == ids
+            await asyncio.to_thread(write, 1)
+            await asyncio.wait_for(first, 20)
+            for _ in range(5):
+                await asyncio.to_thread(write, 60)
+                seen = [(await asyncio.wait_for(anext(quick), 20)).id for _ in range(60)]
+                assert seen == [str(number) for number in ids[-60:]]
+            assert [event async for event in slow] == []
+            resumed = feed.stream(ids[0])
+            assert [(await asyncio.wait_for(anext(resumed), 20)).id for _ in ids[1:]] == [str(n) for n in ids[1:]]
             feed.close()
             assert [event async for event in quick] == []
             running.cancel()
@@ -179,7 +180,8 @@ def test_a_client_of_an_earlier_process_misses_nothing(
     async def scenario() -> list[int]:
         with ConnectionPool(database.url, min_size=1, max_size=2, open=True) as pool:
             stream = Feed(database.url, pool, Metrics()).stream(ids[59])
-            return [int((await anext(stream)).id or 0) for _ in range(60 + 50)]
+            # Those after it, and once more the few before it.
+            return [int((await anext(stream)).id or 0) for _ in range(60 + 49)]
 
     received = asyncio.run(scenario())
     assert set(ids[60:]) <= set(received)
