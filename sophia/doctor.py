@@ -17,7 +17,6 @@ from sophia.settings import Settings, load_settings
 
 State = Literal["ok", "off", "warn", "fail"]
 LEAST_FREE_BYTES = 2_000_000_000
-SLOT_WARN_BYTES = 1_000_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +78,7 @@ def _disk(_catalog: Catalog, settings: Settings) -> Iterator[Finding]:
 
 def _database(catalog: Catalog, settings: Settings) -> Iterator[Finding]:
     from sophia.capture import postgres_sources
-    from sophia.capture.health import capture_health
+    from sophia.capture.health import SLOT_WARN_BYTES, capture_health
     from sophia.database import open_database
     from sophia.indexing.status import dead_letters, index_status
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import socket
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from urllib.parse import urlsplit, urlunsplit
+
+import psycopg
 
 from sophia.catalog import default_path
 from sophia.database.connect import Database, ensure_database
@@ -38,11 +40,7 @@ def dagster_environment(settings: Settings, database: Database) -> dict[str, str
     target = home / "dagster.yaml"
     if not target.exists() or target.read_bytes() != source.read_bytes():
         shutil.copyfile(source, target)
-    if database.embedded is not None:
-        ensure_database(database.url, DAGSTER_DATABASE)
-        url = database.embedded.url(DAGSTER_DATABASE)
-    else:
-        url = os.environ.get("SOPHIA_DAGSTER_POSTGRES_URL") or database.url
+    url = dagster_url(settings, database)
     return {
         "DAGSTER_HOME": str(home),
         "SOPHIA_DAGSTER_POSTGRES_URL": url,
@@ -51,6 +49,26 @@ def dagster_environment(settings: Settings, database: Database) -> dict[str, str
         # A step process that warns about beta interfaces on each line hides what matters.
         "PYTHONWARNINGS": "ignore",
     }
+
+
+def dagster_url(settings: Settings, database: Database) -> str:
+    """Where Dagster keeps its runs: as the settings say, or a database of its own beside Sophia's, made if need be.
+
+    Raises:
+        ConfigurationError: the role may not create it.
+    """
+    if settings.dagster_postgres_url is not None:
+        return settings.dagster_postgres_url.get_secret_value()
+    try:
+        ensure_database(database.url, DAGSTER_DATABASE)
+    except psycopg.errors.InsufficientPrivilege as error:
+        raise ConfigurationError(
+            f"the role may not create the database {DAGSTER_DATABASE!r} for Dagster's runs; "
+            "create it, or set SOPHIA_DAGSTER_POSTGRES_URL"
+        ) from error
+    if database.embedded is not None:
+        return database.embedded.url(DAGSTER_DATABASE)
+    return urlunsplit(urlsplit(database.url)._replace(path=f"/{DAGSTER_DATABASE}"))
 
 
 def require_free_ports(ports: Mapping[str, int]) -> None:

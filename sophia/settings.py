@@ -90,6 +90,9 @@ class Settings(BaseSettings):
     database_url: SecretStr | None = Field(
         None, description="PostgreSQL >= 14 with pgvector. Unset: the embedded server under SOPHIA_HOME."
     )
+    dagster_postgres_url: SecretStr | None = Field(
+        None, description="Dagster's own storage; a database `dagster` beside Sophia's if unset."
+    )
     hub: bool = Field(False, description="Allow model downloads from a hub. Off: only local and packaged models.")
     device: str | None = Field(None, description="Torch device of the embedder; chosen by torch if unset.")
     docker_host: str | None = Field(None, description="Docker engine for the image assets; plan only if unset.")
@@ -112,7 +115,7 @@ class Settings(BaseSettings):
     def _absolute(cls, value: Path | None) -> Path | None:
         return value.expanduser().absolute() if value is not None else None
 
-    @field_validator("database_url", "app_database_url")
+    @field_validator("database_url", "app_database_url", "dagster_postgres_url")
     @classmethod
     def _postgres_url(cls, value: SecretStr | None) -> SecretStr | None:
         if value is not None and not value.get_secret_value().startswith(("postgresql://", "postgres://")):

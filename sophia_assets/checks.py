@@ -6,14 +6,11 @@ from typing import Any
 import dagster as dg
 
 from resources import DatabaseResource, EmbeddingResource
+from sophia.capture.health import SLOT_FAIL_BYTES, SLOT_WARN_BYTES, capture_health
 from sophia.catalog import Catalog
 from sophia.catalog.models import Collection, Index
 from sophia.settings import Profile, load_settings
 from sophia_assets.keys import asset_key
-
-# Log that a slot holds back before anything is lost: half of the embedded server's max_slot_wal_keep_size.
-SLOT_WARN_BYTES = 1_000_000_000
-SLOT_FAIL_BYTES = 2_000_000_000
 
 
 def build_index_checks(index: Index) -> dg.AssetChecksDefinition:
@@ -99,8 +96,6 @@ def build_collection_checks(catalog: Catalog, collection: Collection, profile: P
         ],
     )
     def check(context: dg.AssetCheckExecutionContext, database: DatabaseResource) -> Iterator[dg.AssetCheckResult]:
-        from sophia.capture.health import capture_health
-
         settings = load_settings()
         wanted = {selected.name for selected in context.selected_asset_check_keys}
         with database.connect() as connection:

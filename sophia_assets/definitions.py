@@ -15,6 +15,7 @@ from jobs import (
 from resources import executor_of, resources_of
 from sensors import build_automation_sensors, build_backlog_sensor, build_progress_sensor, run_failure_reason
 from sophia.catalog import Catalog, default_path, load
+from sophia.indexing.versions import local_indexes
 from sophia.settings import Profile, load_settings
 from sophia_assets import policy
 from sophia_assets.checks import build_collection_checks, build_index_checks
@@ -27,11 +28,6 @@ from sophia_assets.platform import build_platform_asset
 def build_definitions(catalog: Catalog, profile: Profile) -> dg.Definitions:
     """All definitions for a catalog in a profile."""
     executor = executor_of(profile)
-    served = [
-        index
-        for index in catalog.indexes
-        if index.store.for_profile(profile) and catalog.collection(index.collection).source.for_profile(profile)
-    ]
     captured = [
         collection
         for collection in catalog.collections
@@ -54,7 +50,7 @@ def build_definitions(catalog: Catalog, profile: Profile) -> dg.Definitions:
     return dg.Definitions(
         assets=assets,
         asset_checks=[
-            *(build_index_checks(index) for index in served),
+            *(build_index_checks(index) for index in local_indexes(catalog, profile)),
             *(build_collection_checks(catalog, collection, profile) for collection in captured),
         ],
         jobs=[*jobs, build_rebuild_job(catalog, executor), retention],

@@ -14,6 +14,10 @@ from sophia.database.connect import Database, connect
 from sophia.errors import SourceError
 from sophia.settings import Settings
 
+# Log that a slot may hold back: half of the embedded server's max_slot_wal_keep_size, and a quarter to be warned at.
+SLOT_FAIL_BYTES = 2_000_000_000
+SLOT_WARN_BYTES = 1_000_000_000
+
 
 @dataclass(frozen=True, slots=True)
 class CaptureHealth:

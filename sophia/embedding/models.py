@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+from functools import cache
 from pathlib import Path
 
 from sophia.catalog.models import EmbeddingModel, Precision
@@ -48,12 +49,19 @@ def model_fingerprint(model: EmbeddingModel, precision: Precision) -> str:
         folder = Path(model_path(model))
         if folder.is_dir():
             for path in sorted({file for pattern in _MODEL_FILES for file in folder.glob(pattern)}):
+                status = path.stat()
                 digest.update(str(path.relative_to(folder)).encode())
-                with path.open("rb") as handle:
-                    digest.update(hashlib.file_digest(handle, "sha256").digest())
+                digest.update(_file_hash(path, status.st_size, status.st_mtime_ns))
         else:
             digest.update(str(model.path).encode())
     return digest.hexdigest()[:16]
+
+
+@cache
+def _file_hash(path: Path, size: int, modified_ns: int) -> bytes:
+    """SHA-256 of a file, read once a process as long as it stays as it is: weights are hundreds of megabytes."""
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").digest()
 
 
 def load_embedder(model: EmbeddingModel, precision: Precision, settings: Settings) -> Embedder:

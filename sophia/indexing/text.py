@@ -85,8 +85,9 @@ class Texts:
         text = self.render(row)
         if not text:
             return []
-        if len(text) + 2 <= self._tokens:
-            # No token is shorter than a character, so this fits without counting: the usual short text.
+        if text.isascii() and len(text) + 2 <= self._tokens:
+            # No token of ASCII text is shorter than a character, so this fits without counting: the usual short text.
+            # Others may be cut finer: MiniLM's normaliser makes three tokens of a Hangul syllable.
             return [Chunk(0, len(text), text, content_hash(text))]
         return [
             Chunk(start, start + len(piece), piece, content_hash(piece))

@@ -152,21 +152,45 @@ class Writer:
             FencedError: the lease was taken over; nothing of this batch was written.
         """
         began = time.perf_counter()
-        figures = Figures()
         todo = [row for row in rows if repair or row.ledger_clock is None or row.ledger_clock < row.clock]
-        chunked, faults = self._chunk(todo)
-        writes = self._plan(connection, todo, chunked, faults, repair, figures, between)
-        with connection.transaction():
-            if lease is not None:
-                lease.check(connection)
-            if writes:
-                self._commit_writes(connection, writes, faults, repair)
-                figures.documents = len(writes)
-                figures.parked = len(faults)
-                self._record(connection, writes, figures, began)
-            if position is not None:
-                connection.execute(Q["advance"], {"version_id": self.version.id, "position": position}, prepare=True)
-        return figures
+        while True:
+            figures = Figures()
+            chunked, faults = self._chunk(todo)
+            writes = self._plan(connection, todo, chunked, faults, repair, figures, between)
+            with connection.transaction():
+                if lease is not None:
+                    lease.check(connection)
+                if self._unmoved(connection, todo, writes):
+                    if writes:
+                        self._commit_writes(connection, writes, faults, repair)
+                        figures.documents = len(writes)
+                        figures.parked = len(faults)
+                        self._record(connection, writes, figures, began)
+                    if position is not None:
+                        connection.execute(
+                            Q["advance"], {"version_id": self.version.id, "position": position}, prepare=True
+                        )
+                    return figures
+            todo = self._read_again(connection, todo)
+
+    def _unmoved(self, connection: Connection, rows: Sequence[Row], writes: Sequence[DocumentWrite]) -> bool:
+        """Whether the ledger still is what the plan was made from, as far as the plan keeps vectors.
+
+        Another writer of this version may have come between plan and write: what was unchanged then is not now.
+        """
+        planned = {row.key: row.ledger_clock for row in rows}
+        kept = [write.key for write in writes if any(chunk.vector is None for chunk in write.chunks)]
+        if not kept:
+            return True
+        found = connection.execute(Q["ledger_clocks"], {"version_id": self.version.id, "keys": kept}, prepare=True)
+        clocks = {Key(key): Clock(*clock) for key, clock in found}
+        return all(clocks.get(key) == planned[key] for key in kept)
+
+    def _read_again(self, connection: Connection, rows: Sequence[Row]) -> list[Row]:
+        params = {"version_id": self.version.id, "collection_id": self.version.collection_id}
+        found = connection.execute(Q["by_keys"], params | {"keys": [row.key for row in rows]}).fetchall()
+        again = [Row.read(row) for row in found]
+        return [row for row in again if row.ledger_clock is None or row.ledger_clock < row.clock]
 
     def _chunk(self, rows: Sequence[Row]) -> tuple[dict[Key, list[Chunk]], dict[Key, str]]:
         """Chunks of each live document, and the reasons of those that cannot be indexed."""

@@ -20,7 +20,8 @@ UPDATE sophia.leases SET expires_at = clock_timestamp() + make_interval(secs => 
 WHERE name = %(name)s AND epoch = %(epoch)s
 
 -- name: release_lease
-DELETE FROM sophia.leases WHERE name = %(name)s AND epoch = %(epoch)s
+-- The row stays: were an epoch to come again, a former holder that slept meanwhile would pass for the present one.
+UPDATE sophia.leases SET expires_at = '-infinity', backend = 0 WHERE name = %(name)s AND epoch = %(epoch)s
 
 -- name: live
 -- What the live lane has not taken yet, oldest first, with what the ledger holds of it.
@@ -48,6 +49,10 @@ SELECT d.key, d.bucket, d.position, d.clock, d.deleted, d.missing, d.body, d.lsn
 FROM sophia.documents d
 LEFT JOIN sophia.ledger l ON l.version_id = %(version_id)s AND l.key = d.key
 WHERE d.collection_id = %(collection_id)s AND d.key = ANY(%(keys)s)
+
+-- name: ledger_clocks
+-- Locked, so that what is compared here is what the following write meets.
+SELECT key, clock FROM sophia.ledger WHERE version_id = %(version_id)s AND key = ANY(%(keys)s) ORDER BY key FOR UPDATE
 
 -- name: ledger
 -- Takes a key only for a newer clock, or (repair) for the very same one.

@@ -65,8 +65,9 @@ FROM unnest(%(ids)s::uuid[], %(keys)s::text[], %(buckets)s::int[], %(chunks)s::i
      AS u (id, key, bucket, chunk, start, stop, content, content_hash, embedding, metadata, clock, lsn, txid,
            committed_at)
 JOIN sophia.ledger l ON l.version_id = %(version_id)s AND l.key = u.key AND l.clock = u.clock::bigint[]
-ON CONFLICT (id) DO UPDATE
-SET span = EXCLUDED.span, content = EXCLUDED.content, content_hash = EXCLUDED.content_hash,
+-- A row that someone added by hand may have this place under another id.
+ON CONFLICT (key, chunk) DO UPDATE
+SET id = EXCLUDED.id, span = EXCLUDED.span, content = EXCLUDED.content, content_hash = EXCLUDED.content_hash,
     embedding = EXCLUDED.embedding, metadata = EXCLUDED.metadata, clock = EXCLUDED.clock, lsn = EXCLUDED.lsn,
     txid = EXCLUDED.txid, committed_at = EXCLUDED.committed_at, run = EXCLUDED.run, indexed_at = clock_timestamp()
 

@@ -46,6 +46,7 @@ OVERLAP = 50
 # An idle connection is asked this often whether it still lives.
 PROBE_SECONDS = 15.0
 LONGEST_BACKOFF_SECONDS = 5.0
+RESTART_SECONDS = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,8 +93,10 @@ class Feed:
             try:
                 async with await self._connect() as connection:
                     await self._listen(connection)
-            except psycopg.OperationalError as error:
+            except psycopg.Error as error:
+                # Not only a lost connection: the schema may not be there yet.
                 logger.warning("the feed lost its connection: %s", error)
+                await asyncio.sleep(RESTART_SECONDS)
 
     async def stream(self, last_id: int | None) -> AsyncIterator[ServerSentEvent]:
         """Events of one client: what it missed (or the newest few), then what comes.

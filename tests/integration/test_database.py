@@ -1,0 +1,266 @@
+"""The schema's migrations and the embedded server's life."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+from psycopg import sql
+
+from sophia.capture import Capture
+from sophia.database import Database, migrate, open_database
+from sophia.database.embedded import EmbeddedPostgres
+from sophia.database.migrate import FOLDER, current, head
+from sophia.errors import ConfigurationError, TemporaryError
+from sophia.settings import load_settings
+from tests.conftest import drop_database
+from tests.integration.conftest import QUICK, Captures, Running
+from tests.waiting import until
+
+# ---- migrations --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def empty(server: EmbeddedPostgres) -> Iterator[str]:
+    """The URL of a database without Sophia's schema."""
+    with psycopg.connect(server.url(), autocommit=True) as maintenance:
+        maintenance.execute(sql.SQL("CREATE DATABASE empty"))
+        yield server.url("empty")
+        drop_database(maintenance, "empty")
+
+
+def test_migrating_twice_does_it_once(empty: str) -> None:
+    assert migrate(empty) is True
+    assert migrate(empty) is False
+    with psycopg.connect(empty) as connection:
+        assert current(connection) == head()
+
+
+def test_processes_that_migrate_at_once_do_it_once(empty: str) -> None:
+    code = "import sys; from sophia.database import migrate; print(migrate(sys.argv[1]))"
+    processes = [
+        subprocess.Popen([sys.executable, "-c", code, empty], stdout=subprocess.PIPE, text=True) for _ in range(3)
+    ]
+    outputs = [process.communicate(timeout=60)[0].strip() for process in processes]
+    assert sorted(outputs) == ["False", "False", "True"]
+
+
+def test_failed_migration_leaves_nothing(empty: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with psycopg.connect(empty, autocommit=True) as connection:
+        connection.execute("CREATE SCHEMA indexes; CREATE SCHEMA sophia; CREATE TABLE sophia.dead_letters (x int)")
+        with pytest.raises(Exception, match="dead_letters"):
+            migrate(empty)
+        tables = connection.execute("SELECT tablename FROM pg_tables WHERE schemaname = 'sophia'").fetchall()
+        assert tables == [("dead_letters",)]
+        connection.execute("DROP TABLE sophia.dead_letters")
+    assert migrate(empty) is True
+
+
+def test_every_revision_has_its_pair() -> None:
+    versions = FOLDER / "versions"
+    python = {path.stem for path in versions.glob("[0-9]*.py")}
+    assert python == {path.stem for path in versions.glob("[0-9]*.sql")}
+    assert head() == max(name[:4] for name in python)
+
+
+# ---- by URL ------------------------------------------------------------------------------------------------
+
+
+def test_database_by_url_is_migrated(empty: str) -> None:
+    database = open_database(load_settings(database_url=empty))
+    with database.connect() as connection:
+        assert current(connection) == head()
+    assert database.embedded is None
+
+
+def test_password_is_in_no_message() -> None:
+    database = Database("postgresql://user:hunter2@127.0.0.1:1/db")
+    assert database.shown == "postgresql://user:***@127.0.0.1:1/db"
+    with pytest.raises(TemporaryError) as error:
+        database.connect()
+    assert "hunter2" not in str(error.value)
+    assert "127.0.0.1" in str(error.value)
+
+
+def test_old_server_is_refused(server: EmbeddedPostgres, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sophia.database.connect.MINIMUM_SERVER_VERSION", 10**6)
+    with pytest.raises(ConfigurationError, match="too old"):
+        open_database(load_settings(database_url=server.url()))
+
+
+# ---- the embedded server -----------------------------------------------------------------------------------
+
+HOLDER = """
+import sys, threading
+from pathlib import Path
+from sophia.database.embedded import EmbeddedPostgres
+server = EmbeddedPostgres(Path(sys.argv[1]))
+print(server.pid(), server.url(), flush=True)
+threading.Event().wait()
+"""
+
+
+class Holder:
+    """A process that uses the embedded server of a home."""
+
+    def __init__(self, home: Path) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", HOLDER, str(home / "postgres")], stdout=subprocess.PIPE, text=True
+        )
+
+    def started(self) -> tuple[int, str]:
+        assert self.process.stdout is not None
+        pid, url = self.process.stdout.readline().split()
+        return int(pid), url
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        if self.process.stdout is not None:
+            self.process.stdout.close()
+
+
+@pytest.fixture
+def hold(short_path: Path) -> Iterator[Callable[[str], Holder]]:
+    """Starts holders of homes below one folder; at the end every server is gone."""
+    holders: list[Holder] = []
+    pids: list[int] = []
+
+    def start(home: str) -> Holder:
+        holder = Holder(short_path / home)
+        holders.append(holder)
+        return holder
+
+    yield start
+    for holder in holders:
+        holder.kill()
+    for pid_file in short_path.glob("*/postgres/postmaster.pid"):
+        pids.append(int(pid_file.read_text().splitlines()[0]))
+    for pid in pids:
+        if alive(pid):
+            os.kill(pid, signal.SIGQUIT)
+            until(lambda pid=pid: not alive(pid), "the server's end")  # type: ignore[misc]
+
+
+def alive(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return state != "Z"
+
+
+def test_server_outlives_nobody(hold: Callable[[str], Holder]) -> None:
+    """Two processes share it; it stops after the second was killed, not after the first."""
+    first = hold("a")
+    pid, url = first.started()
+    second = hold("a")
+    assert second.started() == (pid, url)
+    first.kill()
+    with psycopg.connect(url) as connection:
+        assert connection.execute("SELECT 1").fetchone() == (1,)
+    second.kill()
+    until(lambda: not alive(pid), "the server's end", 15)
+
+
+def test_two_homes_side_by_side(hold: Callable[[str], Holder]) -> None:
+    first, second = hold("a"), hold("b")
+    (pid_a, url_a), (pid_b, url_b) = first.started(), second.started()
+    assert pid_a != pid_b
+    assert url_a != url_b
+    for url in (url_a, url_b):
+        with psycopg.connect(url) as connection:
+            assert connection.execute("SHOW listen_addresses").fetchone() == ("",), "a port could collide"
+
+
+def test_killed_server_is_started_again_with_what_was_committed(short_path: Path) -> None:
+    server = EmbeddedPostgres(short_path / "home" / "postgres")
+    try:
+        with psycopg.connect(server.url(), autocommit=True) as connection:
+            assert connection.execute("SHOW fsync").fetchone() == ("on",)
+            assert connection.execute("SHOW wal_level").fetchone() == ("logical",)
+            connection.execute("CREATE TABLE t AS SELECT 1 AS x")
+            pid = server.pid()
+            os.kill(pid, signal.SIGKILL)
+        until(lambda: not alive(pid), "the server's end")
+        again = EmbeddedPostgres(short_path / "home" / "postgres")
+        try:
+            assert again.pid() != pid
+            with psycopg.connect(again.url()) as connection:
+                assert connection.execute("SELECT x FROM t").fetchone() == (1,)
+        finally:
+            os.kill(again.pid(), signal.SIGQUIT)
+            again.release()
+    finally:
+        server.release()
+
+
+def test_capture_survives_a_restart_of_the_server(short_path: Path) -> None:
+    """The caller runs it again on TemporaryError; nothing is lost, and nothing is copied again."""
+    home = short_path / "home"
+    database = open_database(load_settings(home=home))
+    captures = Captures(database)
+    server = database.embedded
+    assert server is not None
+    with database.connect() as connection:
+        connection.execute("CREATE TABLE items (id int PRIMARY KEY, body text); INSERT INTO items VALUES (1, 'a')")
+    capture = Capture(captures.source("public.items"), database, QUICK)
+    running = Running(capture)
+    running.ready()
+    restarted: list[EmbeddedPostgres] = []
+    try:
+        with database.connect() as connection:
+            before = connection.execute("SELECT completed_at FROM sophia.captured_tables").fetchone()
+            connection.execute("INSERT INTO items VALUES (2, 'b')")
+        for how in (signal.SIGINT, signal.SIGQUIT):
+            pid = server.pid()
+            os.kill(pid, how)  # a fast stop, as an administrator does; then an immediate one, as a crash
+            assert isinstance(running.failed(), TemporaryError)
+            until(lambda pid=pid: not alive(pid), "the server's end")  # type: ignore[misc]
+            restarted.append(EmbeddedPostgres(server.pgdata))
+            with database.connect() as connection:
+                connection.execute("UPDATE items SET body = body || 'x'")
+            running = Running(capture)
+            with database.connect() as connection:
+                level = (
+                    "SELECT (SELECT jsonb_object_agg(key, body) FROM sophia.documents WHERE NOT deleted) = "
+                    "(SELECT jsonb_object_agg('[' || id || ']', to_jsonb(i)) FROM items i)"
+                )
+                until(lambda c=connection: c.execute(level).fetchone() == (True,), "the documents")  # type: ignore[misc]
+                assert connection.execute("SELECT completed_at FROM sophia.captured_tables").fetchone() == before
+    finally:
+        running.stop_event.set()
+        until(lambda: running.ended, "the capture's end")
+        os.kill(server.pid(), signal.SIGQUIT)
+        for held in [server, *restarted]:
+            held.release()
+
+
+def test_many_processes_open_a_new_home_at_once(hold: Callable[[str], Holder]) -> None:
+    holders = [hold("a") for _ in range(3)]
+    assert len({holder.started() for holder in holders}) == 1
+
+
+def test_opening_twice_in_one_process_is_one_server(short_path: Path) -> None:
+    settings = load_settings(home=short_path / "home")
+    opened: list[Database] = []
+    threads = [threading.Thread(target=lambda: opened.append(open_database(settings))) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    try:
+        pids = {database.embedded.pid() for database in opened if database.embedded}
+        assert len(opened) == 2
+        assert len(pids) == 1
+    finally:
+        os.kill(pids.pop(), signal.SIGQUIT)
+        for database in opened:
+            database.release()

@@ -1,0 +1,152 @@
+"""Search: one look-up for version and model, filters, fusion, messages."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from sophia.errors import SophiaError
+from sophia.indexing.search import search
+from sophia.indexing.versions import IndexVersion
+from sophia.stores import Hit
+from tests.integration.library import Library
+
+
+@pytest.fixture
+def shelf(library: Library) -> Library:
+    for number in range(1, 31):
+        library.put(
+            number,
+            f"title {number}",
+            "a purple elephant dances" if number == 7 else f"plain text {number}",
+            module="even" if number % 2 == 0 else "odd",
+            kind="class" if number <= 3 else "function",
+        )
+    library.repair()
+    return library
+
+
+def find(library: Library, text: str, **options: Any) -> list[Hit]:
+    return search(library.connection, "documents", text, lambda version: library.embedder, **options)
+
+
+def test_nearest_chunk_comes_first_with_its_provenance(shelf: Library) -> None:
+    hits = find(shelf, "title 5\n\nplain text 5", k=3)
+    assert (hits[0].key, hits[0].chunk, hits[0].content) == ("[5]", 0, "title 5\n\nplain text 5")
+    assert hits[0].score == pytest.approx(1, abs=1e-5)
+    assert [hit.score for hit in hits] == sorted((hit.score for hit in hits), reverse=True)
+    assert hits[0].metadata == {"module": "odd", "kind": "class"}
+    assert hits[0].lsn == "0/E"
+
+
+def test_filters_compare_metadata(shelf: Library) -> None:
+    hits = find(shelf, "anything", k=30, filters={"module": "even"})
+    assert len(hits) == 15
+    both = find(shelf, "anything", k=30, filters={"module": "even", "kind": "class"})
+    assert [hit.key for hit in both] == ["[2]"]
+    assert find(shelf, "anything", filters={"module": "nothing"}) == []
+
+
+@pytest.mark.parametrize("value", ["x' OR true --", '"}', "{}", "%", None, 5, "雪"])
+def test_odd_filter_values_match_nothing_and_break_nothing(shelf: Library, value: Any) -> None:
+    assert find(shelf, "anything", filters={"module": value}) == []
+
+
+def test_null_metadata_can_be_filtered_for(shelf: Library) -> None:
+    shelf.put(50, module=None)
+    shelf.apply(50)
+    assert find(shelf, "anything", filters={"module": None}) == []
+    shelf.change(51, {"id": 51, "title": "t", "body": "b", "module": None, "kind": None})
+    shelf.apply(51)
+    assert "[51]" in {hit.key for hit in find(shelf, "anything", filters={"module": None}, k=50)}
+
+
+def test_filter_finds_enough_behind_the_nearest_neighbour_index(library: Library) -> None:
+    """A selective filter must not be starved by the graph's candidates."""
+    from sophia.indexing.repair import finish_load
+
+    for number in range(400):
+        library.put(number, body=f"text {number}", module="rare" if number % 100 == 0 else "common")
+    library.repair()
+    finish_load(library.connection, library.writer())
+    library.connection.execute("SET enable_seqscan = off")
+    assert len(find(library, "anything", k=4, filters={"module": "rare"})) == 4
+
+
+def test_hybrid_search_finds_words_that_vectors_miss(shelf: Library) -> None:
+    """The cheap embedder knows no meaning, so only the full text can rank this first."""
+    assert find(shelf, "purple elephants", k=1, hybrid=True)[0].key == "[7]"
+    fused = find(shelf, "purple elephants", k=30, hybrid=True)
+    assert len({(hit.key, hit.chunk) for hit in fused}) == len(fused)
+    assert [hit.score for hit in fused] == sorted((hit.score for hit in fused), reverse=True)
+
+
+def test_reciprocal_ranks_are_summed(shelf: Library) -> None:
+    """Best of both rankings: 1/61 from each."""
+    hit = find(shelf, "title 7\n\na purple elephant dances", k=1, hybrid=True)[0]
+    assert (hit.key, hit.score) == ("[7]", pytest.approx(2 / 61))
+
+
+def test_hybrid_search_honours_filters(shelf: Library) -> None:
+    keys = {hit.key for hit in find(shelf, "purple elephant", k=30, hybrid=True, filters={"module": "even"})}
+    assert "[7]" not in keys
+    assert len(keys) == 15
+
+
+@pytest.mark.parametrize("text", ['"', "'; DROP TABLE x; --", "a & | !", "<->", "\\", "%s", "{table}"])
+def test_odd_queries_break_nothing(shelf: Library, text: str) -> None:
+    assert len(find(shelf, text, k=2)) == 2
+    assert len(find(shelf, text, k=2, hybrid=True)) == 2
+
+
+def test_unknown_index_names_those_that_are(shelf: Library) -> None:
+    with pytest.raises(SophiaError, match="'nothing' does not exist here; there are: documents"):
+        search(shelf.connection, "nothing", "x", lambda version: shelf.embedder)
+
+
+def test_unknown_filter_names_those_that_are(shelf: Library) -> None:
+    with pytest.raises(SophiaError, match="no metadata field 'colour'; there are: module, kind"):
+        find(shelf, "x", filters={"colour": "red"})
+
+
+@pytest.mark.parametrize(("text", "k"), [("", 1), ("  \n", 1), ("x", 0), ("x", 1001)])
+def test_unusable_requests_are_refused(shelf: Library, text: str, k: int) -> None:
+    with pytest.raises(SophiaError):
+        find(shelf, text, k=k)
+
+
+def test_required_filter_must_be_given(library: Library) -> None:
+    library.catalog = library.with_index(required_filter="module")
+    for number, module in ((1, "ana"), (2, "ben")):
+        library.put(number, module=module)
+    library.repair()
+    with pytest.raises(SophiaError, match="must be searched with a filter on 'module'"):
+        find(library, "x", filters={"kind": "k"})
+    assert library.embedder.queries == [], "the query was embedded before it was refused"
+    assert [hit.key for hit in find(library, "x", filters={"module": "ana"})] == ["[1]"]
+
+
+@pytest.mark.parametrize("value", [None, [], {}, ["ana"], [None]])
+def test_required_filter_cannot_be_widened_by_its_value(library: Library, value: Any) -> None:
+    """Containment of an empty list or object is true of much."""
+    library.catalog = library.with_index(required_filter="module")
+    library.put(1, module="ana")
+    library.put(2, module=["ana", "ben"])
+    library.repair()
+    try:
+        found = {hit.key for hit in find(library, "x", filters={"module": value})}
+    except SophiaError:
+        return
+    assert found == set()
+
+
+def test_query_is_embedded_by_the_model_of_the_version_that_serves(shelf: Library) -> None:
+    asked: list[IndexVersion] = []
+
+    def embedder_of(version: IndexVersion) -> Any:
+        asked.append(version)
+        return shelf.embedder
+
+    search(shelf.connection, "documents", "x", embedder_of)
+    assert [(version.state, version.model.name) for version in asked] == [("serving", "minilm")]
