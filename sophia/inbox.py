@@ -158,6 +158,16 @@ def park(
     )
 
 
+def resolve(connection: Connection, collection: str, keys: Sequence[Key]) -> None:
+    """Drop the dead letters of keys whose rows were taken whole; those of an index go when it has taken them."""
+    connection.execute(Q["resolve_taken"], {"collection": collection, "keys": list(keys)})
+
+
+def request_reread(connection: Connection, collection: str | None = None) -> int:
+    """Ask for the rows of all dead letters (of one collection) to be read again. Returns how many keys."""
+    return connection.execute(Q["request_reread"], {"collection": collection}).rowcount
+
+
 def _apply_floor(
     connection: Connection, collection_id: int, clock: Clock, origin: Origin, *, bulk: bool = False
 ) -> int:

@@ -16,6 +16,7 @@ begin a new generation: snapshot again, then sweep what it did not bring.
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,12 +29,13 @@ from sophia import inbox, sql
 from sophia.capture import source as source_sql
 from sophia.capture.assembler import Assembler, CapturedTable, Taken
 from sophia.capture.replication import ReplicationConnection
+from sophia.capture.reread import incomplete_keys, reread
 from sophia.capture.snapshot import Progress, copy_table
 from sophia.capture.source import Server, SourceTable
 from sophia.capture.values import SESSION_OPTIONS
 from sophia.database.connect import Database, connect
 from sophia.documents import Clock, format_lsn, parse_lsn
-from sophia.errors import FencedError, SourceError, TemporaryError
+from sophia.errors import FencedError, SophiaError, SourceError, TemporaryError
 from sophia.settings import CaptureSettings
 
 logger = logging.getLogger("sophia.capture")
@@ -80,6 +82,7 @@ class Capture:
         self._settings = settings
         self._progress = progress
         self._epoch = 0
+        self._rereading = threading.Lock()
         self.ready = Event()
 
     def run(self, stop: Event) -> None:
@@ -285,7 +288,7 @@ class Capture:
                 confirmed = self._flush(own, stream, assembler.take(), confirmed)
                 continue
             now = time.monotonic()
-            if now >= next_status:
+            if now >= next_status or stream.reply_wanted:
                 if not assembler.in_transaction:
                     # Nothing is outstanding: what the server has read up to concerns none of our tables.
                     confirmed = max(confirmed, stream.server_lsn)
@@ -296,6 +299,7 @@ class Capture:
             if now >= next_check:
                 if self._tables_changed(own, tables):
                     return
+                self._reread_incomplete(own, tables)
                 next_check = now + settings.catalog_check_seconds
             stream.wait(min(0.5, settings.status_seconds))
 
@@ -327,6 +331,22 @@ class Capture:
         )
         if cursor.rowcount == 0:
             raise FencedError(f"another capture of {self._source.name!r} has taken over; this one stops")
+
+    def _reread_incomplete(self, own: Connection, tables: dict[int, CapturedTable]) -> None:
+        """Read rows again whose documents lack columns; aside, since making a slot waits for open transactions."""
+        wanted = {table.collection: incomplete_keys(own, table.collection) for table in tables.values()}
+        if not any(wanted.values()) or self._rereading.locked():
+            return
+
+        def work() -> None:
+            with self._rereading:
+                try:
+                    with self._database.connect("sophia-capture-reread") as connection:
+                        reread(self._source.url, connection, tables, f"{self._source.slot}_reread", wanted)
+                except (SophiaError, psycopg.Error) as error:
+                    logger.warning("rows could not be read again, trying later: %s", str(error).strip())
+
+        threading.Thread(target=work, name="reread", daemon=True).start()
 
     def _tables_changed(self, own: Connection, tables: dict[int, CapturedTable]) -> bool:
         """Whether a table was dropped and created anew, or has left the publication: set up again.

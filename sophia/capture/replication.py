@@ -1,8 +1,8 @@
 """A logical replication connection: PostgreSQL's streaming replication protocol over libpq's copy-both mode.
 
-Invariant: the server is told exactly the positions that the caller confirms, and nothing else. A keepalive is answered
-with the last confirmed position, never with the server's own: a slot that runs ahead of what the caller has stored
-would have forgotten changes that nobody has.
+Invariant: the server is told exactly the positions that the caller confirms, and nothing else. A keepalive is not
+answered here, and never with the server's own position: a slot that runs ahead of what the caller has stored would
+have forgotten changes that nobody has.
 
 Nothing here waits but `wait`. Source: PostgreSQL documentation, "Streaming Replication Protocol".
 """
@@ -43,6 +43,7 @@ class ReplicationConnection:
     Attributes:
         confirmed: the position that the server was told last.
         server_lsn: how far the server has read its log and sent all that concerns us.
+        reply_wanted: the server asks for a `confirm`.
 
     Raises:
         TemporaryError: the server does not answer or refuses; the message carries no password.
@@ -54,6 +55,7 @@ class ReplicationConnection:
         self._pgconn = self._connection.pgconn
         self.confirmed = 0
         self.server_lsn = 0
+        self.reply_wanted = False
 
     def __enter__(self) -> ReplicationConnection:
         return self
@@ -97,7 +99,7 @@ class ReplicationConnection:
         self.confirmed = position
 
     def read(self) -> Message | None:
-        """The next message, or None when none has arrived yet.
+        """The next message, or None when none has arrived yet or the server wants a reply first.
 
         Raises:
             psycopg.OperationalError: the stream has ended.
@@ -122,11 +124,14 @@ class ReplicationConnection:
                 _kind, end, _time, reply_now = _KEEPALIVE.unpack_from(data)
                 self.server_lsn = max(self.server_lsn, end)
                 if reply_now:
-                    self.confirm(self.confirmed)
+                    # Answered by the caller: a server that stops asks again and again until all is confirmed.
+                    self.reply_wanted = True
+                    return None
 
     def confirm(self, position: int) -> None:
         """Tell the server that everything up to `position` is durable here, and that this process lives."""
         self.confirmed = max(self.confirmed, position)
+        self.reply_wanted = False
         now = int((time.time() - _UNIX_TO_PG_SECONDS) * 1e6)
         self._pgconn.put_copy_data(_STATUS.pack(b"r", self.confirmed, self.confirmed, self.confirmed, now, False))
         self._flush()

@@ -12,7 +12,7 @@ the sweep.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import psycopg
@@ -28,6 +28,7 @@ from sophia.errors import DocumentError
 Connection = psycopg.Connection[TupleRow]
 Q = sql.load("capture")
 Progress = Callable[[str, int, int], None]
+EVERY_ROW = composed.SQL("")
 
 
 def copy_table(
@@ -69,13 +70,13 @@ def copy_table(
     estimate = int(estimate_row[0]) if estimate_row else 0
     rows = 0
     described = columns(source, table.oid)
-    stream = _rows(source, table, described)
+    stream = read_rows(source, table.schema, table.name, described)
     while batch := list(itertools.islice(stream, batch_documents)):
         changes: list[Change] = []
         parked: list[str] = []
         for offset, row in enumerate(batch, start=rows):
             try:
-                changes.append(_change(table, row, offset, clock))
+                changes.append(row_change(table.schema, table.name, table.key_fields, row, offset, clock, bulk=True))
             except DocumentError as error:
                 parked.append(f"row {offset} of the snapshot: {error}")
         with own.transaction():
@@ -95,12 +96,22 @@ def copy_table(
     return rows
 
 
-def _rows(source: Connection, table: SourceTable, described: list[tuple[str, int]]) -> Iterator[dict[str, Any]]:
-    """The table's rows as JSON values, streamed by COPY: the same text, and the same converters, as the stream."""
+def read_rows(
+    source: Connection,
+    schema: str,
+    table: str,
+    described: Sequence[tuple[str, int]],
+    where: composed.Composable = EVERY_ROW,
+) -> Iterator[dict[str, Any]]:
+    """A table's rows as JSON values, streamed by COPY: the same text, and the same converters, as the stream.
+
+    `described` holds names and type oids of its columns, `where` a condition with its keyword.
+    """
     converters = [(name, converter(type_oid)) for name, type_oid in described]
-    statement = composed.SQL("COPY (SELECT {} FROM {}) TO STDOUT").format(
+    statement = composed.SQL("COPY (SELECT {} FROM {}{}) TO STDOUT").format(
         composed.SQL(", ").join(composed.Identifier(name) for name, _ in described),
-        composed.Identifier(table.schema, table.name),
+        composed.Identifier(schema, table),
+        where,
     )
     with source.cursor() as cursor, cursor.copy(statement) as copy:
         for values in copy.rows():
@@ -110,12 +121,22 @@ def _rows(source: Connection, table: SourceTable, described: list[tuple[str, int
             }
 
 
-def _change(table: SourceTable, row: dict[str, Any], offset: int, clock: Clock) -> Change:
-    document = row | {
+def row_change(
+    schema: str,
+    table: str,
+    key_fields: Sequence[str],
+    row: Mapping[str, Any],
+    offset: int,
+    clock: Clock,
+    *,
+    bulk: bool,
+) -> Change:
+    """The snapshot document of a row at a consistent point, `offset` being its number in the copy."""
+    document = dict(row) | {
         "_meta": {
             "op": "c",
-            "source": {"schema": table.schema, "snapshot": True, "table": table.name, "loc": [-1, offset, 0]},
+            "source": {"schema": schema, "snapshot": True, "table": table, "loc": [-1, offset, 0]},
             "uuid": capture_uuid(clock.position, 0),
         }
     }
-    return from_document(dict(sorted(document.items())), table.key_fields, clock, complete=True, bulk=True)
+    return from_document(dict(sorted(document.items())), key_fields, clock, complete=True, bulk=bulk)

@@ -218,12 +218,17 @@ def verify(
 
 def dead_letters(
     limit: Annotated[int, typer.Option(help="Most rows to show.")] = 100,
+    replay: Annotated[bool, typer.Option("--replay", help="Have the capture read their rows again.")] = False,
     as_json: bool = Json,
 ) -> None:
     """Documents that could not be taken or indexed, with the reason."""
+    from sophia.inbox import request_reread
     from sophia.indexing.status import dead_letters as listed
 
     with connected(begin()) as (_, connection):
+        if replay:
+            count = request_reread(connection)
+            typer.echo(f"{count} rows will be read again by the running capture within seconds", err=True)
         rows = listed(connection, limit)
     if as_json:
         show_json(rows)

@@ -69,8 +69,8 @@ class EmbeddedPostgres:
         return str(self._server.get_uri(database=database))
 
     def pid(self) -> int:
-        """Process id of the postmaster."""
-        return int(self._server.get_postmaster_info().pid)
+        """Process id of the postmaster, which may be another one than this process started."""
+        return int((self.pgdata / "postmaster.pid").read_text().split(maxsplit=1)[0])
 
     def release(self) -> None:
         """Give up this process's hold. The server stops once nobody holds it."""
@@ -104,7 +104,13 @@ def _start(pgdata: Path) -> PostgresServer:
         ) from error
 
     # The package's own start gives up after 10 s, which crash recovery after a kill can exceed.
+    deadline = time.monotonic() + START_TIMEOUT_SECONDS
     info = PostmasterInfo.read_from_pgdata(pgdata) if _complete(pgdata) else None
+    while info is not None and info.is_running() and info.process.status() == "zombie":
+        # Killed a moment ago: dead, and still in the process table, where it passes for running.
+        if time.monotonic() > deadline:
+            raise TemporaryError(f"nobody reaps the dead PostgreSQL process {info.pid}; run this container with an init")
+        time.sleep(0.02)
     # After a crash the file's process id may belong to another program by now.
     if info is None or not info.is_running() or info.process.name() != "postgres":
         socket_dir = find_suitable_socket_dir(pgdata, server.runtime_path)
@@ -124,7 +130,6 @@ def _start(pgdata: Path) -> PostgresServer:
             )
         except subprocess.SubprocessError as error:
             raise TemporaryError(f"PostgreSQL did not start; its log is {server.log}") from error
-    deadline = time.monotonic() + START_TIMEOUT_SECONDS
     while not _complete(pgdata):
         if time.monotonic() > deadline:
             raise TemporaryError(f"PostgreSQL is not ready; its log is {server.log}")

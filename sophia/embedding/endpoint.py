@@ -7,7 +7,7 @@ from typing import Any
 
 import httpx
 import numpy as np
-from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_exponential_jitter
+from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
 from sophia.catalog.models import EmbeddingModel
 from sophia.embedding.base import Vectors, _nothing, pack
@@ -61,7 +61,7 @@ class EndpointEmbedder:
     @retry(
         retry=retry_if_exception_type(TemporaryError),
         stop=stop_after_attempt(4),
-        wait=wait_exponential_jitter(initial=0.2, max=5),
+        wait=wait_random_exponential(multiplier=0.2, max=5),
         reraise=True,
     )
     def _request(self, texts: list[str]) -> Vectors:

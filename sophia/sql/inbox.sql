@@ -77,3 +77,18 @@ INSERT INTO sophia.collections (name, key_fields) VALUES (%(name)s, %(key_fields
 ON CONFLICT (name) DO UPDATE SET key_fields =
     CASE WHEN EXCLUDED.key_fields = '{}' THEN sophia.collections.key_fields ELSE EXCLUDED.key_fields END
 RETURNING id
+
+-- name: resolve_taken
+DELETE FROM sophia.dead_letters d USING sophia.collections c
+WHERE c.id = d.collection_id AND c.name = %(collection)s AND d.key = ANY(%(keys)s) AND d.version_id IS NULL
+
+-- name: incomplete
+SELECT d.key FROM sophia.documents d JOIN sophia.collections c ON c.id = d.collection_id
+WHERE c.name = %(name)s AND d.missing <> '{}' LIMIT %(limit)s
+
+-- name: request_reread
+-- The capture reads what lacks anything; '*' says that the whole row is wanted.
+UPDATE sophia.documents d SET missing = '{*}'
+FROM sophia.dead_letters x JOIN sophia.collections c ON c.id = x.collection_id
+WHERE d.collection_id = x.collection_id AND d.key = x.key AND NOT d.deleted
+  AND (%(collection)s::text IS NULL OR c.name = %(collection)s)

@@ -149,29 +149,29 @@ class PgvectorStore:
     def search(self, connection: Connection, version: IndexVersion, query: Query) -> list[Hit]:
         """Nearest chunks by cosine, or fused with full text; see `Store.search`."""
         _know_vectors(connection)
-        filters: composed.Composable = composed.SQL(" AND ").join(
-            [
-                composed.SQL("metadata @> {}").format(composed.Literal(json.dumps({k: v})))
-                for k, v in query.filters.items()
-            ]
+        filters = composed.SQL(" AND ").join(
+            composed.SQL("metadata -> {}::text = {}::jsonb").format(
+                composed.Placeholder(f"field{number}"), composed.Placeholder(f"value{number}")
+            )
+            for number in range(len(query.filters))
         )
-        if not query.filters:
-            filters = composed.SQL("true")
+        params: dict[str, Any] = {"vector": np.asarray(query.vector, dtype=np.float32), "k": query.k}
+        for number, (name, value) in enumerate(query.filters.items()):
+            params |= {f"field{number}": name, f"value{number}": json.dumps(value)}
+        if query.hybrid:
+            params |= {"text": query.text, "candidates": max(HYBRID_CANDIDATES, query.k)}
         with connection.transaction():
             # Below 40 (pgvector's default) recall suffers; iterative scans find enough rows behind a filter.
             effort = max(40, min(1000, query.k * 4))
             connection.execute("SELECT set_config('hnsw.ef_search', %s, true)", [str(effort)], prepare=True)
             connection.execute("SELECT set_config('hnsw.iterative_scan', 'strict_order', true)", prepare=True)
             rows = connection.execute(
-                _query("hybrid" if query.hybrid else "search", version, filters=filters),
-                {
-                    "vector": np.asarray(query.vector, dtype=np.float32),
-                    "k": query.k,
-                    "text": query.text,
-                    "candidates": max(HYBRID_CANDIDATES, query.k),
-                }
-                if query.hybrid
-                else {"vector": np.asarray(query.vector, dtype=np.float32), "k": query.k},
+                _query(
+                    "hybrid" if query.hybrid else "search",
+                    version,
+                    filters=filters if query.filters else composed.SQL("true"),
+                ),
+                params,
             ).fetchall()
         return [Hit(*row) for row in rows]
 

@@ -50,6 +50,7 @@ def test_ticks_are_pruned(config: dict[str, Any]) -> None:
 
 def test_nothing_is_sent_home(config: dict[str, Any]) -> None:
     assert config["telemetry"]["enabled"] is False
+    assert config["nux"]["enabled"] is False
 
 
 def test_storage_is_the_platforms_database(config: dict[str, Any]) -> None:

@@ -6,6 +6,7 @@ import { openProvenance } from "./provenance.js";
 
 const MOST_ENTRIES = 120;
 const MOST_KEYS = 5;
+const MOST_BULK_KEYS = 2;
 const MOST_SEEN = 10_000;
 const RETRY_MS = 2_000;
 
@@ -33,7 +34,7 @@ function words(batch) {
 }
 
 function entry(batch) {
-  const keys = batch.keys.slice(0, MOST_KEYS);
+  const keys = batch.keys.slice(0, batch.lane === "live" ? MOST_KEYS : MOST_BULK_KEYS);
   const more = batch.documents - keys.length;
   return el("li", { class: batch.lane === "live" ? "live" : "bulk", "data-batch": batch.id },
     el("div", { class: "line" },

@@ -1,0 +1,79 @@
+"""Reads rows again from their source: those of which the inbox lacks columns, and those that a person asks for.
+
+A row is read from the snapshot that a temporary slot exports, and bears that slot's consistent point as its clock. So
+it ranks exactly between what had committed when it was read and what committed later, wherever the stream is by then.
+A row that is not there any more becomes a delete at that clock.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+
+import psycopg
+from psycopg import sql as composed
+from psycopg.rows import TupleRow
+
+from sophia import inbox, sql
+from sophia.capture.assembler import CapturedTable
+from sophia.capture.replication import ReplicationConnection
+from sophia.capture.snapshot import read_rows, row_change
+from sophia.capture.source import columns
+from sophia.capture.values import SESSION_OPTIONS
+from sophia.database.connect import connect
+from sophia.documents import Change, Clock, Key, Origin
+
+logger = logging.getLogger("sophia.capture")
+Connection = psycopg.Connection[TupleRow]
+Q = sql.load("inbox")
+# Rows of one snapshot; the others follow with the next look.
+MOST_ROWS = 500
+
+
+def incomplete_keys(own: Connection, collection: str) -> list[Key]:
+    """Keys of a collection whose document lacks columns, or that a person wants to be read again."""
+    return [Key(row[0]) for row in own.execute(Q["incomplete"], {"name": collection, "limit": MOST_ROWS})]
+
+
+def reread(
+    url: str, own: Connection, tables: Mapping[int, CapturedTable], slot: str, wanted: Mapping[str, Sequence[Key]]
+) -> int:
+    """Read the wanted keys of each collection again and accept them. Returns how many.
+
+    Args:
+        slot: name for the temporary slot.
+    """
+    count = 0
+    with ReplicationConnection(url, "sophia-capture-reread", SESSION_OPTIONS) as replication:
+        point, snapshot = replication.create_slot(slot, temporary=True)
+        with connect(url, "sophia-capture-reread", autocommit=False, options=SESSION_OPTIONS) as source:
+            source.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
+            source.execute(composed.SQL("SET TRANSACTION SNAPSHOT {}").format(composed.Literal(snapshot)))
+            for table in tables.values():
+                keys = wanted.get(table.collection, ())
+                if keys:
+                    changes = _read(source, table, keys, Clock(table.generation, point, 0))
+                    with own.transaction():
+                        inbox.accept(own, table.collection, changes)
+                        inbox.resolve(own, table.collection, keys)
+                    count += len(changes)
+                    logger.info("read %d rows of %s again", len(changes), table.qualified)
+            source.rollback()
+    return count
+
+
+def _read(source: Connection, table: CapturedTable, keys: Sequence[Key], clock: Clock) -> list[Change]:
+    names = composed.SQL(", ").join(composed.Identifier(name) for name in table.key_fields)
+    values = composed.SQL(", ").join(
+        composed.SQL("({})").format(composed.SQL(", ").join(composed.Literal(value) for value in json.loads(key)))
+        for key in keys
+    )
+    where = composed.SQL(" WHERE ({}) IN ({})").format(names, values)
+    described = columns(source, table.oid)
+    found: dict[Key, Change] = {}
+    for offset, row in enumerate(read_rows(source, table.schema, table.table, described, where)):
+        change = row_change(table.schema, table.table, table.key_fields, row, offset, clock, bulk=False)
+        found[change.key] = change
+    gone = [Change(key, "d", clock, None, origin=Origin(clock.position)) for key in keys if key not in found]
+    return [*found.values(), *gone]
