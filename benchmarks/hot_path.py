@@ -58,7 +58,7 @@ class Prepared:
 
 
 @contextmanager
-def running(settings: Settings, cores: list[int]) -> Iterator[Database]:
+def running(settings: Settings, cores: list[int], rows: int) -> Iterator[Database]:
     """Database, capture and indexer, all pinned to the first core, this process to the last."""
     os.sched_setaffinity(0, {cores[0]})
     database = open_database(settings)
@@ -68,7 +68,7 @@ def running(settings: Settings, cores: list[int]) -> Iterator[Database]:
         for name in ("capture", "indexer")
     ]
     with database.connect() as connection:
-        sample.load(connection, limit=ROWS)
+        sample.load(connection, limit=rows)
     for child in children:
         child.start()
     try:
@@ -82,9 +82,6 @@ def running(settings: Settings, cores: list[int]) -> Iterator[Database]:
             if child.process is not None:
                 child.process.wait(20)
         database.release()
-
-
-ROWS = 2_000
 
 
 def wait_level(database: Database, seconds: float = 600) -> None:
@@ -133,18 +130,16 @@ STATEMENTS = {
 
 def main() -> None:
     """Measure, print, save."""
-    global ROWS
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--changes", type=int, default=200, help="rows to insert, update and delete each")
-    parser.add_argument("--rows", type=int, default=ROWS, help="documents in the index beforehand")
+    parser.add_argument("--rows", type=int, default=2_000, help="documents in the index beforehand")
     arguments = parser.parse_args()
-    ROWS = arguments.rows
     cores = sorted(os.sched_getaffinity(0))
     home = Path(tempfile.mkdtemp(prefix="sophia-bench-"))
     try:
         settings = load_settings(home=home)
         catalog = load(settings.catalog or default_path())
-        with running(settings, cores) as database:
+        with running(settings, cores, arguments.rows) as database:
             index = catalog.index(INDEX)
             embedder = load_embedder(catalog.model(index.model), index.precision, settings)
             times: dict[str, list[float]] = {name: [] for name in STATEMENTS}
@@ -167,7 +162,7 @@ def main() -> None:
         q = quantiles(values)
         middle = [quantiles([part[i] for part in stages[what] if part])["p50"] for i in range(4)]
         rows.append((what, q["n"], q["p50"], q["p95"], q["p99"], *middle))
-    print(f"{ROWS} documents beforehand; Sophia and PostgreSQL on one core; {durable}")
+    print(f"{arguments.rows} documents beforehand; Sophia and PostgreSQL on one core; {durable}")
     show(
         "commit → searchable, ms (stages: medians)",
         ["change", "n", "p50", "p95", "p99", "WAL + inbox", "queue", "embed", "store"],
@@ -176,7 +171,7 @@ def main() -> None:
     save(
         "hot_path",
         {
-            "rows": ROWS,
+            "rows": arguments.rows,
             "durability": durable,
             "milliseconds": {n: quantiles(v) for n, v in times.items()},
             "stage_medians": {

@@ -18,9 +18,10 @@ INDEX_FRESHNESS = dg.FreshnessPolicy.time_window(
 )
 RETRY = dg.RetryPolicy(max_retries=2, delay=5, backoff=dg.Backoff.EXPONENTIAL)
 
-# Plan again when something upstream moved or the catalog entry itself changed; never twice at a time.
+# Plan again when something upstream moved or the catalog entry itself changed; never twice at a time. What moved stays
+# remembered until it was planned: a change during a run is not forgotten, one that the same run planned not repeated.
 PLAN_AGAIN = (
-    (dg.AutomationCondition.any_deps_updated() | dg.AutomationCondition.code_version_changed())
+    (dg.AutomationCondition.any_deps_updated() | dg.AutomationCondition.code_version_changed()).since_last_handled()
     & ~dg.AutomationCondition.in_progress()
 ).with_label("plan_again")
 

@@ -141,7 +141,7 @@ def _start(pgdata: Path) -> PostgresServer:
 
 def _describe(info: PostmasterInfo) -> tuple[str, str]:
     """Name and state of the process that a postmaster.pid names; empty if there is none."""
-    from psutil import NoSuchProcess
+    from psutil import NoSuchProcess  # type: ignore[import-untyped]
 
     try:
         return (info.process.name(), info.process.status()) if info.is_running() else ("", "")

@@ -1,0 +1,232 @@
+"""Index assets: materialising repairs, embeds only what differs, and says what it did in numbers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import dagster as dg
+import psycopg
+import pytest
+from psycopg.rows import TupleRow
+
+from sophia.catalog import Catalog
+from sophia.documents import bucket_range
+from sophia.indexing.versions import active_versions
+from sophia_assets.keys import asset_key
+from tests.integration.graph.conftest import Graph
+
+KEY = asset_key("indexes", "documents")
+STABLE = {
+    "state",
+    "version",
+    "dagster/row_count",
+    "rows",
+    "vectors",
+    "chunks",
+    "documents_written",
+    "embedded",
+    "reused",
+    "deleted",
+    "parked",
+    "tokens",
+    "tokens_per_s",
+    "embed_s",
+    "seconds",
+    "lag_ms",
+}
+
+
+def _keys_of_shard(connection: psycopg.Connection[TupleRow], shard: int) -> set[str]:
+    first, last = bucket_range(shard, 16)
+    return {
+        row[0]
+        for row in connection.execute("SELECT key FROM sophia.documents WHERE bucket BETWEEN %s AND %s", [first, last])
+    }
+
+
+def test_one_shard_holds_its_documents_and_no_others(graph: Graph) -> None:
+    graph.put(*range(40))
+    wanted = _keys_of_shard(graph.connection, 3)
+    assert 0 < len(wanted) < 40
+    graph.repair("3", "3")
+    stored = {row[0] for row in graph.connection.execute("SELECT key FROM indexes.documents_v1")}
+    assert stored == wanted
+    assert len(graph.embedder.texts) == len(wanted)
+    assert graph.materialization(KEY).partition == "3"
+
+
+def test_a_range_holds_everything_and_says_so(graph: Graph) -> None:
+    graph.put(*range(40))
+    result = graph.repair()
+    events = result.asset_materializations_for_node("indexes__documents")
+    assert sorted(event.partition for event in events if event.partition) == sorted("0123456789abcdef")
+    found = graph.metadata(KEY)
+    assert STABLE <= set(found)
+    assert {name: found[name] for name in ("state", "rows", "vectors", "documents_written", "embedded", "parked")} == {
+        "state": "repaired",
+        "rows": 40,
+        "vectors": 40,
+        "documents_written": 40,
+        "embedded": 40,
+        "parked": 0,
+    }
+    assert found["dagster/row_count"] == 40
+    assert found["tokens"] > 0
+    assert found["seconds"] >= found["embed_s"] >= 0
+    assert all(evaluation.passed for evaluation in graph.checks(result).values())
+    assert set(graph.checks(result)) == {"equals_source", "lag", "dead_letters"}
+
+
+def test_the_data_version_is_fingerprint_and_position(graph: Graph) -> None:
+    graph.put(1, 2, 3)
+    graph.repair()
+    (version,) = active_versions(graph.connection)
+    assert graph.data_version(KEY) == f"{version.fingerprint}:3"
+    graph.repair()
+    assert graph.data_version(KEY) == f"{version.fingerprint}:3"
+    graph.put(4)
+    graph.repair()
+    assert graph.data_version(KEY) == f"{version.fingerprint}:4"
+
+
+def test_materialising_again_embeds_nothing_and_keeps_the_keys(graph: Graph) -> None:
+    graph.put(*range(10))
+    graph.repair()
+    first = graph.metadata(KEY)
+    graph.embedder.texts.clear()
+    result = graph.repair()
+    again = graph.metadata(KEY)
+    # The proof embeds a sample; the repair itself embeds nothing.
+    assert (again["embedded"], again["documents_written"], again["tokens"]) == (0, 0, 0)
+    assert set(first) == set(again)
+    assert graph.checks(result)["equals_source"].passed
+
+
+def test_only_changed_text_is_embedded(graph: Graph) -> None:
+    graph.put(*range(10))
+    graph.repair()
+    graph.put(3, text="another")
+    graph.delete(4)
+    graph.repair()
+    found = graph.metadata(KEY)
+    assert (found["embedded"], found["deleted"], found["rows"]) == (1, 1, 9)
+
+
+TAMPERED = {
+    "a text was edited": ("UPDATE indexes.documents_v1 SET content = 'other' WHERE key = '[3]'", "altered"),
+    "a vector was edited": ("UPDATE indexes.documents_v1 SET embedding = -1 * embedding WHERE key = '[3]'", "altered"),
+    "a row was deleted": ("DELETE FROM indexes.documents_v1 WHERE key = '[3]'", "missing"),
+    "a row was added": (
+        "INSERT INTO indexes.documents_v1 (id, key, bucket, chunk, span, content, content_hash, embedding, metadata, "
+        "clock, run) SELECT gen_random_uuid(), '[99]', bucket, chunk, span, content, content_hash, embedding, "
+        "metadata, clock, run FROM indexes.documents_v1 WHERE key = '[3]'",
+        "extra",
+    ),
+}
+
+
+@pytest.mark.parametrize("tampering", TAMPERED)
+def test_what_was_changed_behind_our_back_fails_the_check_and_is_mended(graph: Graph, tampering: str) -> None:
+    statement, kind = TAMPERED[tampering]
+    graph.put(*range(10))
+    graph.repair()
+    before = _contents(graph)
+    statement = statement.replace("-1 * embedding", "(SELECT embedding FROM indexes.documents_v1 WHERE key = '[4]')")
+    assert graph.connection.execute(statement).rowcount == 1
+
+    (found,) = _prove(graph)
+    assert found.check_name == "equals_source"
+    assert not found.passed
+    assert found.severity is dg.AssetCheckSeverity.ERROR
+    assert found.blocking is not False
+    assert found.metadata[kind].value == 1
+    assert "DIFFERS" in (found.description or "")
+
+    result = graph.repair()
+    assert _contents(graph) == before
+    assert graph.metadata(KEY)["embedded"] + graph.metadata(KEY)["reused"] <= 1
+    assert graph.checks(result)["equals_source"].passed
+
+
+def test_a_shallow_repair_trusts_the_ledger(graph: Graph) -> None:
+    graph.put(*range(10))
+    graph.repair()
+    graph.connection.execute("DELETE FROM indexes.documents_v1 WHERE key = '[3]'")
+    result = graph.repair(deep=False, succeeds=True)
+    assert not graph.checks(result)["equals_source"].passed
+
+
+def _prove(graph: Graph) -> list[Any]:
+    """The equals_source check alone, as `validate_platform` runs it."""
+    job = dg.define_asset_job(
+        "prove", selection=dg.AssetSelection.checks(dg.AssetCheckKey(KEY, "equals_source"))
+    ).resolve(asset_graph=graph.definitions.resolve_asset_graph())
+    result = job.execute_in_process(
+        instance=graph.instance, resources=graph.definitions.resources, raise_on_error=False
+    )
+    return list(result.get_asset_check_evaluations())
+
+
+def _contents(graph: Graph) -> list[tuple[Any, ...]]:
+    return graph.connection.execute(
+        "SELECT key, chunk, content, embedding::text FROM indexes.documents_v1 ORDER BY key, chunk"
+    ).fetchall()
+
+
+def test_the_proof_blocks_what_comes_after(catalog: Catalog, graph: Graph) -> None:
+    """An asset downstream of an index that differs is not materialised in the same run."""
+    checks = graph.definitions.resolve_asset_graph()
+    assert checks.get(dg.AssetCheckKey(KEY, "equals_source")).blocking
+    assert not checks.get(dg.AssetCheckKey(KEY, "lag")).blocking
+
+
+def test_a_parked_document_warns_and_is_counted(graph: Graph) -> None:
+    graph.put(1, 2)
+    graph.put(3, text="x" * 1_100_000)
+    result = graph.repair()
+    found = graph.checks(result)
+    assert not found["dead_letters"].passed
+    assert found["dead_letters"].severity is dg.AssetCheckSeverity.WARN
+    assert found["dead_letters"].metadata["parked"].value == 1
+    # A known gap is no difference.
+    assert found["equals_source"].passed
+    assert graph.metadata(KEY)["parked"] == 1
+
+
+def test_a_backlog_without_an_indexer_fails_the_lag_check(graph: Graph) -> None:
+    graph.put(1)
+    graph.repair()
+    graph.put(2)
+    result = graph.run("validate_platform", KEY)
+    found = graph.checks(result)["lag"]
+    assert not found.passed
+    assert "sophia indexer" in (found.description or "")
+    assert found.metadata["backlog"].value == 1
+
+
+def test_an_index_without_a_store_here_is_planned(graph: Graph) -> None:
+    key = asset_key("indexes", "conversation_search")
+    job = dg.define_asset_job(
+        "plan_only", selection=[key], partitions_def=graph.definitions.resolve_asset_graph().get(key).partitions_def
+    ).resolve(asset_graph=graph.definitions.resolve_asset_graph())
+    result = job.execute_in_process(
+        instance=graph.instance, resources=graph.definitions.resources, partition_key="0", raise_on_error=False
+    )
+    assert result.success
+    assert graph.metadata(key)["state"] == "planned"
+    assert graph.data_version(key) == "planned"
+    assert graph.connection.execute("SELECT count(*) FROM sophia.index_versions").fetchone() == (0,)
+
+
+def test_a_run_that_cannot_embed_fails_and_the_next_one_finishes_the_work(graph: Graph) -> None:
+    graph.put(*range(20))
+
+    def refuse(texts: Any) -> None:
+        raise RuntimeError("the model is away")
+
+    graph.embedder.before = refuse
+    result = graph.run("repair_indexes", KEY, partition_key="3")
+    assert not result.success
+    graph.embedder.before = lambda texts: None
+    graph.repair()
+    assert graph.metadata(KEY)["rows"] == graph.metadata(KEY)["vectors"] == 20
