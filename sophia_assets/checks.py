@@ -10,7 +10,7 @@ from sophia.capture.health import SLOT_FAIL_BYTES, SLOT_WARN_BYTES, capture_heal
 from sophia.catalog import Catalog
 from sophia.catalog.models import Collection, Index
 from sophia.settings import Profile, load_settings
-from sophia_assets.keys import asset_key
+from sophia_assets.keys import asset_key, shard_number
 
 
 def build_index_checks(index: Index) -> dg.AssetChecksDefinition:
@@ -45,7 +45,12 @@ def build_index_checks(index: Index) -> dg.AssetChecksDefinition:
             status = next(s for s in index_status(connection) if s.fingerprint == version.fingerprint)
             if "equals_source" in wanted:
                 proof = verify(
-                    connection, version, store_of(version.store), embedding.of(version), seed=context.run.run_id
+                    connection,
+                    version,
+                    store_of(version.store),
+                    embedding.of(version),
+                    seed=context.run.run_id,
+                    shards=_shards_of_run(context),
                 )
                 yield dg.AssetCheckResult(
                     asset_key=key,
@@ -79,6 +84,17 @@ def build_index_checks(index: Index) -> dg.AssetChecksDefinition:
             )
 
     return check
+
+
+def _shards_of_run(context: dg.AssetCheckExecutionContext) -> range | None:
+    """The shards that the run is about; None for all. A run answers for its own shards, not for another's drift."""
+    if context.has_partition_key_range:
+        keys = context.partition_key_range
+        return range(shard_number(keys.start), shard_number(keys.end) + 1)
+    if context.has_partition_key:
+        shard = shard_number(context.partition_key)
+        return range(shard, shard + 1)
+    return None
 
 
 def build_collection_checks(catalog: Catalog, collection: Collection, profile: Profile) -> dg.AssetChecksDefinition:

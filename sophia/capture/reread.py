@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 
 import psycopg
 from psycopg import sql as composed
+from psycopg.postgres import types
 from psycopg.rows import TupleRow
 
 from sophia import inbox, sql
@@ -29,6 +30,7 @@ Connection = psycopg.Connection[TupleRow]
 Q = sql.load("inbox")
 # Rows of one snapshot; the others follow with the next look.
 MOST_ROWS = 500
+_BYTEA = types["bytea"].oid
 
 
 def incomplete_keys(own: Connection, collection: str) -> list[Key]:
@@ -64,13 +66,20 @@ def reread(
 
 
 def _read(source: Connection, table: CapturedTable, keys: Sequence[Key], clock: Clock) -> list[Change]:
+    described = columns(source, table.oid)
+    type_of = dict(described)
+    # Of all types only bytea has a JSON text that PostgreSQL does not read back.
+    forms = [composed.SQL("decode({}, 'base64')" if type_of[name] == _BYTEA else "{}") for name in table.key_fields]
     names = composed.SQL(", ").join(composed.Identifier(name) for name in table.key_fields)
     values = composed.SQL(", ").join(
-        composed.SQL("({})").format(composed.SQL(", ").join(composed.Literal(value) for value in json.loads(key)))
+        composed.SQL("({})").format(
+            composed.SQL(", ").join(
+                form.format(composed.Literal(value)) for form, value in zip(forms, json.loads(key), strict=True)
+            )
+        )
         for key in keys
     )
     where = composed.SQL(" WHERE ({}) IN ({})").format(names, values)
-    described = columns(source, table.oid)
     found: dict[Key, Change] = {}
     for offset, row in enumerate(read_rows(source, table.schema, table.table, described, where)):
         change = row_change(table.schema, table.table, table.key_fields, row, offset, clock, bulk=False)

@@ -37,12 +37,18 @@ class Database:
         return without_password(self.url)
 
     def connect(self, application: str = "sophia", *, autocommit: bool = True) -> psycopg.Connection[TupleRow]:
-        """Open a connection.
+        """Open a connection. An embedded server that has crashed or was killed is started again.
 
         Raises:
             TemporaryError: the server does not answer or refuses.
         """
-        return connect(self.url, application, autocommit=autocommit)
+        try:
+            return connect(self.url, application, autocommit=autocommit)
+        except TemporaryError:
+            if self.embedded is None:
+                raise
+            self.embedded.ensure_running()
+            return connect(self.url, application, autocommit=autocommit)
 
     def release(self) -> None:
         """Give up the hold on the embedded server, if it is one."""

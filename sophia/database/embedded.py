@@ -60,10 +60,14 @@ class EmbeddedPostgres:
         self._users: IO[str] = (pgdata.parent / "users.lock").open("a")
         # Blocks only while the watcher is stopping the server, which takes well under a second.
         fcntl.flock(self._users, fcntl.LOCK_SH)
-        with (pgdata.parent / "start.lock").open("a") as starting:
+        self.ensure_running()
+
+    def ensure_running(self) -> None:
+        """Start the server unless it runs: the first time, and after it crashed or was killed."""
+        with (self.pgdata.parent / "start.lock").open("a") as starting:
             fcntl.flock(starting, fcntl.LOCK_EX)
-            self._server = _start(pgdata)
-            _ensure_watcher(pgdata)
+            self._server = _start(self.pgdata)
+            _ensure_watcher(self.pgdata)
 
     def url(self, database: str = "postgres") -> str:
         """Connection URL over the unix socket, without a password (only this user reaches the socket's folder)."""

@@ -33,7 +33,7 @@ class Proof:
 
     Attributes:
         lsn: the source position that the compared documents stand for.
-        documents, chunks: what the store holds.
+        documents, chunks: what the store holds in all.
         cosine_min: smallest cosine of the sample, None when there was nothing to sample.
     """
 
@@ -69,8 +69,9 @@ def verify(
     *,
     sample: int = SAMPLE,
     seed: str = "",
+    shards: range | None = None,
 ) -> Proof:
-    """Compare all buckets; with an embedder, also `sample` documents' vectors against fresh ones.
+    """Compare all shards, or only `shards`; with an embedder, also `sample` documents' vectors against fresh ones.
 
     Changes that arrive meanwhile do not count as differences of what the inbox already held in full: each shard is
     compared in one snapshot, and documents on their way through the live lane show as stale until applied.
@@ -79,15 +80,18 @@ def verify(
         "SELECT source_lsn::text FROM sophia.collections WHERE id = %s", [version.collection_id]
     ).fetchone()
     whole = Difference()
-    shards = version.index.shards
-    for shard in range(shards):
-        part = compare(connection, version, store, *bucket_range(shard, shards))
+    total = version.index.shards
+    compared = range(total) if shards is None else shards
+    for shard in compared:
+        part = compare(connection, version, store, *bucket_range(shard, total))
         for name in Difference.__slots__:
             getattr(whole, name).extend(getattr(part, name))
     documents, chunks = store.counts(connection, version)
-    cosines = _sample(connection, version, store, embedder, sample, seed) if embedder is not None else []
+    buckets = (bucket_range(compared[0], total)[0], bucket_range(compared[-1], total)[1])
+    cosines = _sample(connection, version, store, embedder, buckets, sample, seed) if embedder is not None else []
+    part_of = f" (shards {compared[0]:x} to {compared[-1]:x})" if len(compared) < total else ""
     return Proof(
-        label=version.label,
+        label=version.label + part_of,
         lsn=row[0] if row else None,
         documents=documents,
         chunks=chunks,
@@ -98,12 +102,24 @@ def verify(
 
 
 def _sample(
-    connection: Connection, version: IndexVersion, store: Store, embedder: Embedder, size: int, seed: str
+    connection: Connection,
+    version: IndexVersion,
+    store: Store,
+    embedder: Embedder,
+    buckets: tuple[int, int],
+    size: int,
+    seed: str,
 ) -> list[float]:
     """Cosines of stored and fresh vectors of one chunk of each sampled document."""
-    keys = [
-        row[0] for row in connection.execute(Q["sample_keys"], {"version_id": version.id, "limit": size, "seed": seed})
-    ]
+    params = {
+        "version_id": version.id,
+        "collection_id": version.collection_id,
+        "first": buckets[0],
+        "last": buckets[1],
+        "limit": size,
+        "seed": seed,
+    }
+    keys = [row[0] for row in connection.execute(Q["sample_keys"], params)]
     rows = connection.execute(
         Q["by_keys"], {"version_id": version.id, "collection_id": version.collection_id, "keys": keys}
     ).fetchall()

@@ -118,5 +118,7 @@ WHERE l.version_id = %(version_id)s AND l.key = ANY(%(keys)s) AND NOT l.deleted
 
 -- name: sample_keys
 SELECT l.key FROM sophia.ledger l
+JOIN sophia.documents d ON d.collection_id = %(collection_id)s AND d.key = l.key
 WHERE l.version_id = %(version_id)s AND NOT l.deleted AND l.state = 'applied' AND cardinality(l.content_hashes) > 0
+  AND d.bucket BETWEEN %(first)s AND %(last)s
 ORDER BY md5(l.key || %(seed)s) LIMIT %(limit)s

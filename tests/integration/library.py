@@ -46,7 +46,9 @@ class Library:
 
     # ---- documents ---------------------------------------------------------------------------------------
 
-    def put(self, number: int, title: str | None = "t", body: str | None = "b", *, bulk: bool = False, **more: Any) -> Clock:
+    def put(
+        self, number: int, title: str | None = "t", body: str | None = "b", *, bulk: bool = False, **more: Any
+    ) -> Clock:
         """Insert or update a document. Returns its clock."""
         row = {"id": number, "title": title, "body": body, "module": "m", "kind": "k"} | more
         return self.change(number, {name: value for name, value in row.items() if value is not ...}, bulk=bulk)
@@ -84,7 +86,9 @@ class Library:
         PgvectorStore().ensure(self.connection, version)
         return version
 
-    def writer(self, version: IndexVersion | None = None, embedder: HashEmbedder | None = None, lane: str = "bulk") -> Writer:
+    def writer(
+        self, version: IndexVersion | None = None, embedder: HashEmbedder | None = None, lane: str = "bulk"
+    ) -> Writer:
         return Writer(
             version or self.version(),
             PgvectorStore(),
@@ -142,17 +146,22 @@ class Library:
 
     def parked(self) -> dict[str, str]:
         """Reason by key of what could not be indexed."""
-        return dict(self.connection.execute("SELECT key, reason FROM sophia.dead_letters WHERE stage = 'index'").fetchall())
+        return dict(
+            self.connection.execute("SELECT key, reason FROM sophia.dead_letters WHERE stage = 'index'").fetchall()
+        )
 
     def faults(self, version: IndexVersion | None = None) -> list[str]:
         """How the store differs from `embed(current documents)`, computed anew and without Sophia's own comparison."""
         version = version or active_versions(self.connection)[0]
         index = version.index
-        texts = Texts(index.template, index.chunk_tokens, index.chunk_overlap, None, self.settings.indexer.max_text_bytes)
+        texts = Texts(
+            index.template, index.chunk_tokens, index.chunk_overlap, None, self.settings.indexer.max_text_bytes
+        )
         parked = self.parked()
         wanted: dict[tuple[str, int], tuple[Any, ...]] = {}
         documents = self.connection.execute(
-            "SELECT key, body, clock FROM sophia.documents WHERE collection_id = %s AND NOT deleted", [version.collection_id]
+            "SELECT key, body, clock FROM sophia.documents WHERE collection_id = %s AND NOT deleted",
+            [version.collection_id],
         ).fetchall()
         for key, body, clock in documents:
             if key in parked:

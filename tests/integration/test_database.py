@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import psycopg
@@ -131,7 +132,6 @@ class Holder:
 def hold(short_path: Path) -> Iterator[Callable[[str], Holder]]:
     """Starts holders of homes below one folder; at the end every server is gone."""
     holders: list[Holder] = []
-    pids: list[int] = []
 
     def start(home: str) -> Holder:
         holder = Holder(short_path / home)
@@ -141,12 +141,16 @@ def hold(short_path: Path) -> Iterator[Callable[[str], Holder]]:
     yield start
     for holder in holders:
         holder.kill()
-    for pid_file in short_path.glob("*/postgres/postmaster.pid"):
-        pids.append(int(pid_file.read_text().splitlines()[0]))
-    for pid in pids:
+    stop_server(short_path)
+
+
+def stop_server(folder: Path) -> None:
+    """Stop every server below a folder at once."""
+    for pid_file in folder.glob("*/postgres/postmaster.pid"):
+        pid = int(pid_file.read_text().split(maxsplit=1)[0])
         if alive(pid):
             os.kill(pid, signal.SIGQUIT)
-            until(lambda pid=pid: not alive(pid), "the server's end")  # type: ignore[misc]
+            until(partial(lambda pid: not alive(pid), pid), "the server's end")
 
 
 def alive(pid: int) -> bool:
@@ -196,51 +200,53 @@ def test_killed_server_is_started_again_with_what_was_committed(short_path: Path
             with psycopg.connect(again.url()) as connection:
                 assert connection.execute("SELECT x FROM t").fetchone() == (1,)
         finally:
-            os.kill(again.pid(), signal.SIGQUIT)
+            stop_server(short_path)
             again.release()
     finally:
         server.release()
 
 
-def test_capture_survives_a_restart_of_the_server(short_path: Path) -> None:
+# Whether the collection equals its table.
+LEVEL = """
+SELECT (SELECT jsonb_object_agg(key, body) FROM sophia.documents WHERE NOT deleted)
+     = (SELECT jsonb_object_agg('[' || id || ']', to_jsonb(i)) FROM items i)
+"""
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGQUIT], ids=["stopped", "crashed"])
+def test_capture_survives_a_restart_of_the_server(short_path: Path, how: signal.Signals) -> None:
     """The caller runs it again on TemporaryError; nothing is lost, and nothing is copied again."""
-    home = short_path / "home"
-    database = open_database(load_settings(home=home))
-    captures = Captures(database)
+    database = open_database(load_settings(home=short_path / "home"))
     server = database.embedded
     assert server is not None
     with database.connect() as connection:
         connection.execute("CREATE TABLE items (id int PRIMARY KEY, body text); INSERT INTO items VALUES (1, 'a')")
-    capture = Capture(captures.source("public.items"), database, QUICK)
+    capture = Capture(Captures(database).source("public.items"), database, QUICK)
     running = Running(capture)
-    running.ready()
-    restarted: list[EmbeddedPostgres] = []
+    again: EmbeddedPostgres | None = None
     try:
+        running.ready()
         with database.connect() as connection:
             before = connection.execute("SELECT completed_at FROM sophia.captured_tables").fetchone()
             connection.execute("INSERT INTO items VALUES (2, 'b')")
-        for how in (signal.SIGINT, signal.SIGQUIT):
-            pid = server.pid()
-            os.kill(pid, how)  # a fast stop, as an administrator does; then an immediate one, as a crash
-            assert isinstance(running.failed(), TemporaryError)
-            until(lambda pid=pid: not alive(pid), "the server's end")  # type: ignore[misc]
-            restarted.append(EmbeddedPostgres(server.pgdata))
-            with database.connect() as connection:
-                connection.execute("UPDATE items SET body = body || 'x'")
+        pid = server.pid()
+        os.kill(pid, how)
+        assert isinstance(running.failed(), TemporaryError)
+        until(lambda: not alive(pid), "the server's end")
+        again = EmbeddedPostgres(server.pgdata)
+        with database.connect() as connection:
+            connection.execute("UPDATE items SET body = body || 'x'")
             running = Running(capture)
-            with database.connect() as connection:
-                level = (
-                    "SELECT (SELECT jsonb_object_agg(key, body) FROM sophia.documents WHERE NOT deleted) = "
-                    "(SELECT jsonb_object_agg('[' || id || ']', to_jsonb(i)) FROM items i)"
-                )
-                until(lambda c=connection: c.execute(level).fetchone() == (True,), "the documents")  # type: ignore[misc]
-                assert connection.execute("SELECT completed_at FROM sophia.captured_tables").fetchone() == before
+            until(lambda: connection.execute(LEVEL).fetchone() == (True,), "the documents")
+            assert connection.execute("SELECT completed_at FROM sophia.captured_tables").fetchone() == before
+        running.stop()
     finally:
         running.stop_event.set()
         until(lambda: running.ended, "the capture's end")
-        os.kill(server.pid(), signal.SIGQUIT)
-        for held in [server, *restarted]:
-            held.release()
+        stop_server(short_path)
+        for held in (server, again):
+            if held is not None:
+                held.release()
 
 
 def test_many_processes_open_a_new_home_at_once(hold: Callable[[str], Holder]) -> None:
@@ -261,6 +267,6 @@ def test_opening_twice_in_one_process_is_one_server(short_path: Path) -> None:
         assert len(opened) == 2
         assert len(pids) == 1
     finally:
-        os.kill(pids.pop(), signal.SIGQUIT)
+        stop_server(short_path)
         for database in opened:
             database.release()

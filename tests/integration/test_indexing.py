@@ -156,7 +156,9 @@ def test_batches_are_recorded_and_announced(library: Library) -> None:
         library.apply(1)
         (notice,) = listener.notifies(timeout=10, stop_after=1)
     assert '"keys": ["[1]"]' in notice.payload
-    assert library.connection.execute("SELECT documents, embedded, keys FROM sophia.batches").fetchall() == [(1, 1, ["[1]"])]
+    assert library.connection.execute("SELECT documents, embedded, keys FROM sophia.batches").fetchall() == [
+        (1, 1, ["[1]"])
+    ]
 
 
 def test_announcement_of_very_long_keys_fits(library: Library) -> None:
@@ -402,7 +404,8 @@ def test_successor_waits_for_the_transaction_that_holds_the_lease(library: Libra
             thread = threading.Thread(target=lambda: taken.append(Lease.try_take(other, "x", 60)))
             thread.start()
             waiting = (
-                "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'successor' AND wait_event_type = 'Lock'"
+                "SELECT count(*) FROM pg_stat_activity "
+                "WHERE application_name = 'successor' AND wait_event_type = 'Lock'"
             )
             until(lambda: watcher.execute(waiting).fetchone() == (1,), "the successor's wait")
             assert taken == []
@@ -506,7 +509,9 @@ def test_every_part_of_the_recipe_is_in_the_fingerprint(library: Library, change
     index = library.index
     changed = index.model_copy(update=change)
     models = library.catalog.model
-    assert fingerprint(index, models(index.model), "pgvector") != fingerprint(changed, models(changed.model), "pgvector")
+    assert fingerprint(index, models(index.model), "pgvector") != fingerprint(
+        changed, models(changed.model), "pgvector"
+    )
     assert fingerprint(index, models(index.model), "pgvector") != fingerprint(index, models(index.model), "weaviate")
 
 
@@ -534,7 +539,9 @@ def test_new_fingerprint_builds_a_second_version_that_live_and_bulk_feed(library
     library.level(old)
     assert library.contents(new)["[3]"] == ["live"]
     assert library.contents(old)["[3]"] == ["title\n\nlive"]
-    tombstones = library.connection.execute("SELECT version_id FROM sophia.ledger WHERE key = '[4]' AND deleted ORDER BY 1").fetchall()
+    tombstones = library.connection.execute(
+        "SELECT version_id FROM sophia.ledger WHERE key = '[4]' AND deleted ORDER BY 1"
+    ).fetchall()
     assert tombstones == [(old.id,), (new.id,)]
     served = library.connection.execute("SELECT count(*) FROM indexes.documents WHERE content LIKE 'title%'").fetchone()
     assert served == (19,), "the public view still reads the version that serves"
@@ -591,7 +598,12 @@ def tamper(library: Library, statement: str) -> None:
         ("DELETE FROM {t} WHERE key = '[7]' AND chunk = 1", "missing", ["[7]"], None),
         ("UPDATE {t} SET content = 'forged' WHERE key = '[2]'", "altered", ["[2]"], 1),
         ("UPDATE {t} SET content_hash = '\\x00' WHERE key = '[2]'", "altered", ["[2]"], 1),
-        ("UPDATE {t} SET embedding = (SELECT embedding FROM {t} WHERE key = '[4]') WHERE key = '[3]'", "altered", ["[3]"], 1),
+        (
+            "UPDATE {t} SET embedding = (SELECT embedding FROM {t} WHERE key = '[4]') WHERE key = '[3]'",
+            "altered",
+            ["[3]"],
+            1,
+        ),
         (
             "INSERT INTO {t} SELECT gen_random_uuid(), '[99]', bucket, 0, span, content, content_hash, embedding, "
             "metadata, clock, lsn, txid, committed_at, run FROM {t} WHERE key = '[5]'",
@@ -734,8 +746,8 @@ def test_key_is_not_indexed_from_another_collection(library: Library) -> None:
     library.put(1)
     library.connection.execute(
         "INSERT INTO sophia.documents (collection_id, key, bucket, position, clock, body) "
-        "SELECT id, %s, 1, 99, '{1,99,1}', '{\"title\": \"x\", \"body\": \"y\"}' FROM sophia.collections WHERE name = 'others'",
-        [canonical_key([2])],
+        "SELECT id, %s, 1, 99, '{1,99,1}', %s FROM sophia.collections WHERE name = 'others'",
+        [canonical_key([2]), '{"title": "x", "body": "y"}'],
     )
     library.repair()
     assert list(library.contents()) == [key(1)]

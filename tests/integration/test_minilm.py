@@ -48,7 +48,7 @@ def test_between_is_called_between_two_passes_only(minilm: Embedder) -> None:
 
 
 def test_model_of_another_dimension_is_a_clear_fault(model: EmbeddingModel) -> None:
-    with pytest.raises(ConfigurationError, match="set `dimension: 384` in models.yaml"):
+    with pytest.raises(ConfigurationError, match=r"set `dimension: 384` in models\.yaml"):
         load_embedder(model.model_copy(update={"dimension": 385}), "exact", load_settings(device="cpu"))
 
 
@@ -66,7 +66,13 @@ def test_precision_that_the_backend_has_not_is_refused(model: EmbeddingModel) ->
 
 @pytest.mark.parametrize(
     "change",
-    [{"version": "other"}, {"max_tokens": 128}, {"query_prefix": "q: "}, {"document_prefix": "d: "}, {"dimension": 385}],
+    [
+        {"version": "other"},
+        {"max_tokens": 128},
+        {"query_prefix": "q: "},
+        {"document_prefix": "d: "},
+        {"dimension": 385},
+    ],
 )
 def test_fingerprint_changes_with_what_decides_a_vector(model: EmbeddingModel, change: dict[str, Any]) -> None:
     assert model_fingerprint(model, "exact") == model_fingerprint(model, "exact")

@@ -22,6 +22,7 @@ DEFAULTS = {
     "n8n_api_key": None,
     "vercel_token": None,
     "app_database_url": None,
+    "dagster_postgres_url": None,
     "weaviate_url": None,
     "weaviate_api_key": None,
     "pinecone_api_key": None,
@@ -102,7 +103,9 @@ def test_every_fault_is_in_one_message(monkeypatch: pytest.MonkeyPatch) -> None:
         ("SOPHIA_CAPTURE_BATCH_DOCUMENTS", "SOPHIA_CAPTURE__BATCH_DOCUMENTS"),
     ],
 )
-def test_misspelt_variable_is_named_with_a_suggestion(monkeypatch: pytest.MonkeyPatch, written: str, meant: str) -> None:
+def test_misspelt_variable_is_named_with_a_suggestion(
+    monkeypatch: pytest.MonkeyPatch, written: str, meant: str
+) -> None:
     monkeypatch.setenv(written, "1")
     with pytest.raises(SettingsError, match=f"{written}: is not a setting; did you mean {meant}"):
         load_settings()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 
 import pytest
 from hypothesis import given
@@ -51,7 +52,7 @@ def test_chunks_are_pieces_of_the_text_in_order(body: str) -> None:
     rendered = texts.render({"body": body})
     chunks = texts.chunks({"body": body})
     assert all(rendered[c.start : c.end] == c.content and c.content for c in chunks)
-    assert all(a.end <= b.start for a, b in zip(chunks, chunks[1:], strict=False))
+    assert all(a.end <= b.start for a, b in itertools.pairwise(chunks))
     assert "".join("".join(c.content.split()) for c in chunks) == "".join(rendered.split())
     assert texts.chunks({"body": body}) == chunks
 
@@ -59,7 +60,7 @@ def test_chunks_are_pieces_of_the_text_in_order(body: str) -> None:
 def test_overlap_repeats_the_end_of_a_chunk() -> None:
     words = " ".join(f"word{n}" for n in range(200))
     chunks = _texts("{body}", tokens=20, overlap=5).chunks({"body": words})
-    assert all(b.start < a.end for a, b in zip(chunks, chunks[1:], strict=False))
+    assert all(b.start < a.end for a, b in itertools.pairwise(chunks))
 
 
 @given(st.lists(st.integers(0, 300), max_size=50), st.integers(1, 512))

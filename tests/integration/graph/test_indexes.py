@@ -51,7 +51,7 @@ def test_one_shard_holds_its_documents_and_no_others(graph: Graph) -> None:
     graph.repair("3", "3")
     stored = {row[0] for row in graph.connection.execute("SELECT key FROM indexes.documents_v1")}
     assert stored == wanted
-    assert len(graph.embedder.texts) == len(wanted)
+    assert graph.metadata(KEY)["embedded"] == len(wanted)
     assert graph.materialization(KEY).partition == "3"
 
 
@@ -134,7 +134,7 @@ def test_what_was_changed_behind_our_back_fails_the_check_and_is_mended(graph: G
     statement = statement.replace("-1 * embedding", "(SELECT embedding FROM indexes.documents_v1 WHERE key = '[4]')")
     assert graph.connection.execute(statement).rowcount == 1
 
-    (found,) = _prove(graph)
+    (found,) = _check(graph, "equals_source")
     assert found.check_name == "equals_source"
     assert not found.passed
     assert found.severity is dg.AssetCheckSeverity.ERROR
@@ -152,17 +152,19 @@ def test_a_shallow_repair_trusts_the_ledger(graph: Graph) -> None:
     graph.put(*range(10))
     graph.repair()
     graph.connection.execute("DELETE FROM indexes.documents_v1 WHERE key = '[3]'")
-    result = graph.repair(deep=False, succeeds=True)
+    result = graph.repair(deep=False, succeeds=False)
+    assert graph.metadata(KEY)["documents_written"] == 0
     assert not graph.checks(result)["equals_source"].passed
 
 
-def _prove(graph: Graph) -> list[Any]:
-    """The equals_source check alone, as `validate_platform` runs it."""
-    job = dg.define_asset_job(
-        "prove", selection=dg.AssetSelection.checks(dg.AssetCheckKey(KEY, "equals_source"))
-    ).resolve(asset_graph=graph.definitions.resolve_asset_graph())
-    result = job.execute_in_process(
-        instance=graph.instance, resources=graph.definitions.resources, raise_on_error=False
+def _check(graph: Graph, *names: str) -> list[Any]:
+    """Checks without a repair before, as `validate_platform` runs them."""
+    resolved = graph.definitions.resolve_asset_graph()
+    selection = dg.AssetSelection.checks(*(dg.AssetCheckKey(KEY, name) for name in names))
+    result = (
+        dg.define_asset_job("checks", selection=selection)
+        .resolve(asset_graph=resolved)
+        .execute_in_process(instance=graph.instance, resources=graph.definitions.resources, raise_on_error=False)
     )
     return list(result.get_asset_check_evaluations())
 
@@ -197,8 +199,7 @@ def test_a_backlog_without_an_indexer_fails_the_lag_check(graph: Graph) -> None:
     graph.put(1)
     graph.repair()
     graph.put(2)
-    result = graph.run("validate_platform", KEY)
-    found = graph.checks(result)["lag"]
+    (found,) = _check(graph, "lag")
     assert not found.passed
     assert "sophia indexer" in (found.description or "")
     assert found.metadata["backlog"].value == 1
@@ -218,15 +219,31 @@ def test_an_index_without_a_store_here_is_planned(graph: Graph) -> None:
     assert graph.connection.execute("SELECT count(*) FROM sophia.index_versions").fetchone() == (0,)
 
 
-def test_a_run_that_cannot_embed_fails_and_the_next_one_finishes_the_work(graph: Graph) -> None:
+def test_a_step_that_failed_is_tried_again_and_finishes_the_work(graph: Graph) -> None:
     graph.put(*range(20))
+    faults = [RuntimeError("the model is away")]
 
     def refuse(texts: Any) -> None:
-        raise RuntimeError("the model is away")
+        if faults:
+            raise faults.pop()
 
     graph.embedder.before = refuse
-    result = graph.run("repair_indexes", KEY, partition_key="3")
-    assert not result.success
-    graph.embedder.before = lambda texts: None
     graph.repair()
+    assert faults == []
     assert graph.metadata(KEY)["rows"] == graph.metadata(KEY)["vectors"] == 20
+
+
+def test_a_run_answers_for_its_own_shards_only(graph: Graph) -> None:
+    """The nightly repair is one run a shard: drift in one must not fail the fifteen others."""
+    graph.put(*range(40))
+    graph.repair()
+    (key,) = graph.connection.execute(
+        "SELECT key FROM sophia.documents WHERE bucket >= 4096 * 4 ORDER BY key LIMIT 1"
+    ).fetchone() or ("",)
+    assert graph.connection.execute("DELETE FROM indexes.documents_v1 WHERE key = %s", [key]).rowcount == 1
+    result = graph.repair("0", "3")
+    evaluation = graph.checks(result)["equals_source"]
+    assert evaluation.passed
+    assert "shards 0 to 3" in (evaluation.description or "")
+    (whole,) = _check(graph, "equals_source")
+    assert not whole.passed

@@ -24,6 +24,7 @@ from sophia.catalog.models import Entry
 from sophia.errors import SettingsError
 from sophia_assets.definitions import build_definitions
 from sophia_assets.keys import PLATFORM_KINDS, shard_names, shard_number
+from tests.catalogs import changed
 
 ROOT = Path(__file__).parents[3]
 SNAPSHOT = Path(__file__).with_name("graph.txt")
@@ -236,18 +237,21 @@ def test_profiles_differ_in_executor_and_sources_only(
     names = [{job.name for job in d.get_repository_def().get_all_jobs()} for d in (definitions, cluster_definitions)]
     assert names[0] <= names[1]
     # Where documents come from and where vectors go is the profile's choice, nothing else is.
-    changed = {key.path[0] for key in local.get_all_asset_keys() if local.get(key).parent_keys != cluster.get(key).parent_keys}
-    assert changed <= {"collections", "indexes"}
+    moved = {
+        key.path[0]
+        for key in local.get_all_asset_keys()
+        if local.get(key).parent_keys != cluster.get(key).parent_keys
+    }
+    assert moved <= {"collections", "indexes"}
 
 
 def test_five_hundred_entries_load_in_seconds(catalog: Catalog) -> None:
     service, image, index = catalog.services[0], next(i for i in catalog.images if i.external), catalog.indexes[0]
-    grown = catalog.model_copy(
-        update={
-            "services": (*catalog.services, *(_renamed(service, f"generated_{n}") for n in range(250))),
-            "images": (*catalog.images, *(_renamed(image, f"generated-{n}") for n in range(200))),
-            "indexes": (*catalog.indexes, *(_renamed(index, f"generated_{n}") for n in range(50))),
-        }
+    grown = changed(
+        catalog,
+        services=(*catalog.services, *(_renamed(service, f"generated_{n}") for n in range(250))),
+        images=(*catalog.images, *(_renamed(image, f"generated-{n}") for n in range(200))),
+        indexes=(*catalog.indexes, *(_renamed(index, f"generated_{n}") for n in range(50))),
     )
     began = time.process_time()
     definitions = build_definitions(grown, "local")
