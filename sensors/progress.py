@@ -51,6 +51,7 @@ def progress_events(
         names = shard_names(shards)
         metadata = {
             "state": "live",
+            "dagster/row_count": status.documents,
             "rows": status.documents,
             "vectors": status.chunks,
             "lag_ms": round(status.lag_p50_ms or 0.0, 1),

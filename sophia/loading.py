@@ -141,6 +141,10 @@ def _open(path: Path) -> tuple[Iterator[Iterator[tuple[Any, ...]]], list[tuple[s
 
         reader = csv.open_csv(path, parse_options=csv.ParseOptions(newlines_in_values=True))
         schema, batches = reader.schema, iter(reader)
+        for field in schema:
+            # CSV holds text; pyarrow takes a column for bytes when its first rows are not UTF-8.
+            if str(field.type) == "binary":
+                raise ConfigurationError(f"column {field.name!r} is not valid UTF-8; save the file as UTF-8")
     elif suffix in (".jsonl", ".ndjson"):
         from pyarrow import json as arrow_json
 

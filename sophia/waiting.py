@@ -17,7 +17,7 @@ query Outcome($runId: ID!) {
   runOrError(runId: $runId) {
     __typename
     ... on Run { status tags { key value } }
-    ... on RunNotFoundError { message }
+    ... on Error { message }
   }
 }
 """
@@ -65,14 +65,15 @@ def _status(client: httpx.Client, url: str, run_id: str) -> tuple[str | None, st
             response = client.post("/graphql", json={"query": _QUERY, "variables": {"runId": run_id}})
             response.raise_for_status()
             found = response.json()["data"]["runOrError"]
+            kind = found["__typename"]
             break
         except (httpx.HTTPError, ValueError, KeyError, TypeError) as error:
             if attempt == 4:
                 raise TemporaryError(f"the Dagster webserver at {url} does not answer: {error}") from error
             time.sleep(1.0)
-    if found["__typename"] == "RunNotFoundError":
+    if kind == "RunNotFoundError":
         return None, None
-    if found["__typename"] != "Run":
-        raise SophiaError(f"run {run_id} cannot be read: {found.get('message', found['__typename'])}")
+    if kind != "Run":
+        raise SophiaError(f"run {run_id} cannot be read: {found.get('message', kind)}")
     tags = {tag["key"]: tag["value"] for tag in found["tags"]}
     return str(found["status"]), tags.get("sophia/reason")

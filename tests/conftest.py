@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import shutil
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +21,7 @@ from sophia.database import Database, migrate
 from sophia.database.embedded import EmbeddedPostgres
 from sophia.settings import PREFIX, Settings, load_settings
 from tests.embedders import HashEmbedder
+from tests.waiting import until
 
 TEMPLATE = "sophia_template"
 _numbers = itertools.count(1)
@@ -39,7 +41,7 @@ def short_path() -> Iterator[Path]:
     folder = Path(tempfile.mkdtemp(prefix="st", dir="/tmp"))
     folder.chmod(0o755)
     yield folder
-    shutil.rmtree(folder, ignore_errors=True)
+    until(lambda: _removed(folder), "the end of the watcher that writes below")
 
 
 @pytest.fixture(scope="session")
@@ -52,20 +54,23 @@ def server() -> Iterator[EmbeddedPostgres]:
         connection.execute("ALTER SYSTEM SET fsync = off")
         connection.execute("SELECT pg_reload_conf()")
     yield server
-    with psycopg.connect(server.url(), autocommit=True) as connection:
-        _stop_quickly(connection)
+    # An immediate stop: nothing of this server is needed again. Its watcher ends once the data folder is gone.
+    os.kill(server.pid(), signal.SIGQUIT)
+    until(lambda: not (server.pgdata / "postmaster.pid").exists() or not _running(server.pid()), "the server's end")
     server.release()
-    # The watcher ends by itself once its data folder is gone.
+    until(lambda: _removed(folder), "the end of the watcher that writes below")
+
+
+def _removed(folder: Path) -> bool:
     shutil.rmtree(folder, ignore_errors=True)
+    return not folder.exists()
 
 
-def _stop_quickly(connection: psycopg.Connection[TupleRow]) -> None:
-    pid = connection.execute("SELECT pg_backend_pid()").fetchone()
-    assert pid is not None
-    row = connection.execute("SELECT setting FROM pg_settings WHERE name = 'data_directory'").fetchone()
-    assert row is not None
-    postmaster = int((Path(row[0]) / "postmaster.pid").read_text().splitlines()[0])
-    os.kill(postmaster, 3)  # SIGQUIT: an immediate stop; nothing of this server is needed again
+def _running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 @pytest.fixture(scope="session")

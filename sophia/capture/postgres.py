@@ -152,8 +152,14 @@ class Capture:
                 "stop it, or give this project a slot of its own in the catalog's sources.yaml"
             )
         row = own.execute(Q["state"], {"source": spec.name}).fetchone()
-        if slot is None or row is None:
+        if slot is None:
             return None
+        if row is None:
+            raise SourceError(
+                f"slot {spec.slot!r} exists on the source and is not ours; another project may need it. Give this one "
+                "a slot of its own in sources.yaml, or drop it on the source: "
+                f"SELECT pg_drop_replication_slot('{spec.slot}')"
+            )
         _slot, _publication, system, confirmed, _epoch = row
         reason = None
         if system != server.system_identifier:

@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
+from sophia.errors import ConfigurationError
+
 Code = Literal[
     "unreadable",
     "bad-encoding",
@@ -42,7 +44,7 @@ class Problem:
         return f"{place} {entry}: {self.message}" if entry else f"{place} {self.message}"
 
 
-class CatalogError(Exception):
+class CatalogError(ConfigurationError):
     """The catalog does not hold together; `problems` has all of them, `str()` one line each."""
 
     def __init__(self, problems: Iterable[Problem]) -> None:

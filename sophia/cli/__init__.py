@@ -7,6 +7,7 @@ Exit codes: 0 done; 1 the answer is no (a proof that fails, an unknown name); 2 
 from __future__ import annotations
 
 import logging
+import signal
 import sys
 
 import typer
@@ -42,6 +43,8 @@ def main() -> None:
 
     from sophia.errors import SophiaError
 
+    # A command that is told to end leaves nothing behind, as with Ctrl-C.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         app()
     except SophiaError as error:

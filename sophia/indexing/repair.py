@@ -18,7 +18,7 @@ from psycopg.rows import TupleRow
 from sophia import sql
 from sophia.catalog import Catalog
 from sophia.catalog.models import Index
-from sophia.documents import Key, bucket_range
+from sophia.documents import Clock, Key, bucket_range
 from sophia.embedding import Embedder
 from sophia.errors import TemporaryError
 from sophia.indexing.leases import Lease
@@ -77,12 +77,14 @@ def compare(connection: Connection, version: IndexVersion, store: Store, first: 
         connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
         found.missing = [Key(row[0]) for row in connection.execute(Q["absent"], params)]
         expected: dict[Key, tuple[tuple[bytes, ...], tuple[bytes, ...]]] = {}
+        clocks: dict[Key, Clock] = {}
         for key, state, deleted, contents, vectors, clock, document_clock, _gone in connection.execute(
             Q["expected"], params
         ):
             key = Key(key)
             if not deleted:
                 expected[key] = (tuple(map(bytes, contents)), tuple(map(bytes, vectors)))
+                clocks[key] = Clock(*clock)
             if document_clock is None:
                 # The tombstone of a document was pruned; only a live entry is wrong then.
                 if not deleted:
@@ -104,7 +106,11 @@ def compare(connection: Connection, version: IndexVersion, store: Store, first: 
                 # More rows than the ledger wrote: a chunk twice, or chunks that were added.
                 doubled = set(document.content_hashes) == set(want[0])
                 (found.doubled if doubled else found.extra).append(document.key)
-            elif (document.read_hashes, document.vector_hashes) != want or document.content_hashes != want[0]:
+            elif (
+                (document.read_hashes, document.vector_hashes) != want
+                or document.content_hashes != want[0]
+                or not document.oldest == document.newest == clocks[document.key]
+            ):
                 found.altered.append(document.key)
         # What the ledger says is there and the store did not show.
         found.missing += [key for key, want in expected.items() if want[0] and key not in known]

@@ -325,9 +325,7 @@ class Writer:
                 version_id=self.version.id,
             )
 
-    def _record(
-        self, connection: Connection, writes: Sequence[DocumentWrite], figures: Figures, began: float
-    ) -> None:
+    def _record(self, connection: Connection, writes: Sequence[DocumentWrite], figures: Figures, began: float) -> None:
         oldest: datetime | None = None
         if self._lane == "live":
             oldest = min((w.origin.committed_at for w in writes if w.origin.committed_at), default=None)

@@ -13,6 +13,7 @@ from functools import cached_property
 from typing import Any, Literal
 
 from sophia.catalog.models import Architecture, Catalog, Environment, Node, Route, Service
+from sophia.errors import SophiaError
 
 WorkloadKind = Literal["embedding", "batch", "realtime", "mcp", "inference", "development"]
 Priority = Literal["high", "normal", "low"]
@@ -23,7 +24,7 @@ HOSTNAME = "kubernetes.io/hostname"
 PREFERENCE_WEIGHTS: dict[Preference, int] = {"preferred": 100, "fallback": 20, "cheapest": 1}
 
 
-class RoutingError(LookupError):
+class RoutingError(SophiaError, LookupError):
     """No rule, or no node, for a workload; the message names what was tried."""
 
 

@@ -11,8 +11,10 @@ from typing import Any
 import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, TemplateNotFound
 
+from sophia.errors import SophiaError
 
-class TemplateMissingError(LookupError):
+
+class TemplateMissingError(SophiaError, LookupError):
     """`deploy` has no template of that name; the message says where it should be."""
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -17,6 +19,7 @@ from sophia.errors import ConfigurationError, SophiaError
 QUICK_SECONDS = 15.0
 QUICK_DEATHS = 4
 STOP_SECONDS = 20.0
+_PR_SET_PDEATHSIG = 1
 
 
 @dataclass(slots=True)
@@ -42,6 +45,7 @@ class Child:
                 stderr=subprocess.STDOUT,
                 env={**os.environ, **self.environment},
                 start_new_session=True,
+                preexec_fn=_end_with_parent,
             )
         self.started = time.monotonic()
 
@@ -58,6 +62,12 @@ class Child:
         if not self.log.exists():
             return ""
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
+
+
+def _end_with_parent() -> None:
+    """In the child: be told to end when the parent dies, also by kill -9 (Linux; elsewhere nothing happens)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 class Supervisor:

@@ -88,7 +88,7 @@ SELECT DISTINCT ON (content_hash) content_hash, embedding FROM {table} WHERE con
 -- name: inventory
 SELECT key, array_agg(content_hash ORDER BY chunk),
        array_agg(substring(sha256(convert_to(content, 'UTF8')) FOR 16) ORDER BY chunk),
-       array_agg(substring(sha256(vector_send(embedding)) FOR 16) ORDER BY chunk)
+       array_agg(substring(sha256(vector_send(embedding)) FOR 16) ORDER BY chunk), min(clock), max(clock)
 FROM {table} WHERE bucket BETWEEN %(first)s AND %(last)s GROUP BY key
 
 -- name: counts

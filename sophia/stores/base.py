@@ -56,12 +56,17 @@ class DocumentWrite:
 
 @dataclass(frozen=True, slots=True)
 class StoredDocument:
-    """What the store really holds of a key, in chunk order. `read_hashes` were computed from the stored text."""
+    """What the store really holds of a key, in chunk order. `read_hashes` were computed from the stored text.
+
+    All chunks of a key bear one clock, so `oldest` and `newest` are equal unless someone else wrote.
+    """
 
     key: Key
     content_hashes: tuple[bytes, ...]
     read_hashes: tuple[bytes, ...]
     vector_hashes: tuple[bytes, ...]
+    oldest: Clock
+    newest: Clock
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from pgvector.psycopg import register_vector
 from psycopg import sql as composed
 
 from sophia import sql
-from sophia.documents import Key, format_lsn
+from sophia.documents import Clock, Key, format_lsn
 from sophia.embedding.base import Vectors
 from sophia.indexing.versions import IndexVersion
 from sophia.stores.base import ChunkWrite, Connection, DocumentWrite, Hit, Query, StoredDocument
@@ -133,12 +133,14 @@ class PgvectorStore:
     ) -> Iterator[StoredDocument]:
         """What is really there, hashes computed by the server; see `Store.inventory`."""
         cursor = connection.execute(_query("inventory", version), {"first": first_bucket, "last": last_bucket})
-        for key, declared, read, vectors in cursor:
+        for key, declared, read, vectors, oldest, newest in cursor:
             yield StoredDocument(
                 Key(key),
                 tuple(bytes(h) for h in declared),
                 tuple(bytes(h) for h in read),
                 tuple(bytes(h) for h in vectors),
+                Clock(*oldest),
+                Clock(*newest),
             )
 
     def counts(self, connection: Connection, version: IndexVersion) -> tuple[int, int]:

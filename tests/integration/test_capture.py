@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -363,6 +364,16 @@ def test_second_capture_on_the_same_slot_is_refused_by_name(
     assert captures.slot in str(error)
     assert "another capture is running" in str(error)
     first.stop()
+
+
+@pytest.mark.usefixtures("items")
+def test_slot_of_another_project_is_left_alone(connection: Connection, captures: Captures) -> None:
+    connection.execute("SELECT pg_create_logical_replication_slot(%s, 'pgoutput')", [captures.slot])
+    error = captures.fails("public.items")
+    assert isinstance(error, SourceError)
+    assert "is not ours" in str(error)
+    row = connection.execute("SELECT count(*) FROM pg_replication_slots WHERE slot_name = %s", [captures.slot])
+    assert row.fetchone() == (1,)
 
 
 @pytest.mark.usefixtures("items")
@@ -721,12 +732,11 @@ def test_lost_connections_are_temporary(connection: Connection, captures: Captur
     for application in ("sophia-capture", "walsender"):
         running = captures.start("public.items")
         condition = "backend_type = 'walsender'" if application == "walsender" else "backend_type = 'client backend'"
-        killed = connection.execute(
+        kill = (
             "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity "
             f"WHERE datname = current_database() AND application_name = 'sophia-capture' AND {condition}"
-        ).fetchone()
-        assert killed is not None
-        assert killed[0] > 0
+        )
+        until(partial(lambda kill: connection.execute(kill).fetchone() != (0,), kill), "a connection to cut")
         connection.execute("UPDATE items SET body = %s", [application])
         assert isinstance(running.failed(), TemporaryError)
     captures.start("public.items")

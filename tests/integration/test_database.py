@@ -221,7 +221,9 @@ def test_capture_survives_a_restart_of_the_server(short_path: Path, how: signal.
     assert server is not None
     with database.connect() as connection:
         connection.execute("CREATE TABLE items (id int PRIMARY KEY, body text); INSERT INTO items VALUES (1, 'a')")
-    capture = Capture(Captures(database).source("public.items"), database, QUICK)
+    # No status of its own accord: a server that stops waits for its reply to be answered.
+    settings = QUICK.model_copy(update={"status_seconds": 60.0, "catalog_check_seconds": 60.0})
+    capture = Capture(Captures(database).source("public.items"), database, settings)
     running = Running(capture)
     again: EmbeddedPostgres | None = None
     try:
@@ -229,6 +231,8 @@ def test_capture_survives_a_restart_of_the_server(short_path: Path, how: signal.
         with database.connect() as connection:
             before = connection.execute("SELECT completed_at FROM sophia.captured_tables").fetchone()
             connection.execute("INSERT INTO items VALUES (2, 'b')")
+            until(lambda: connection.execute(LEVEL).fetchone() == (True,), "the documents")
+            connection.execute("CREATE TABLE noise AS SELECT generate_series(1, 10000)")
         pid = server.pid()
         os.kill(pid, how)
         assert isinstance(running.failed(), TemporaryError)

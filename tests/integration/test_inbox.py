@@ -435,8 +435,8 @@ def test_positions_become_visible_in_their_order(connection: Connection, databas
         until(lambda: connection.execute(waiting).fetchone() == (1,), "the second writer's wait")
         assert documents(connection) == {}
     thread.join(10)
-    rows = connection.execute("SELECT key FROM sophia.documents ORDER BY position").fetchall()
-    assert rows == [("[1]",), ("[2]",)]
+    rows = connection.execute("SELECT key, position FROM sophia.documents ORDER BY position").fetchall()
+    assert rows == [("[1]", 1), ("[2]", 2)]
 
 
 def test_writers_of_two_collections_do_not_wait_for_each_other(connection: Connection, database: Database) -> None:

@@ -19,7 +19,7 @@ from sophia.indexing.indexer import Indexer
 from sophia.indexing.leases import Lease
 from sophia.indexing.repair import repair_shard
 from sophia.indexing.versions import active_versions, ensure_version, fingerprint
-from sophia.stores import PgvectorStore
+from sophia.stores import DocumentWrite, PgvectorStore
 from tests.embedders import HashEmbedder
 from tests.integration.library import COLLECTION, Library, key
 from tests.waiting import until
@@ -180,6 +180,25 @@ def test_metadata_change_embeds_nothing(library: Library) -> None:
     figures = library.apply(1)
     assert library.embedder.texts == []
     assert (figures.embedded, figures.reused) == (0, 1)
+    assert library.faults() == []
+
+
+def test_metadata_change_leaves_the_vectors_alone(library: Library) -> None:
+    """Rewriting a vector would enter it into the nearest-neighbour graph anew."""
+    library.put(1, module="old")
+    library.apply(1)
+    library.put(1, module="new")
+    seen: list[DocumentWrite] = []
+
+    class Watched(PgvectorStore):
+        def write(self, connection: Any, version: Any, writes: Any, run: str, *, replace: bool = False) -> None:
+            seen.extend(writes)
+            super().write(connection, version, writes, run, replace=replace)
+
+    writer = library.writer()
+    writer.store = Watched()
+    writer.apply(library.connection, library.rows(1))
+    assert [chunk.vector for write in seen for chunk in write.chunks] == [None]
     assert library.faults() == []
 
 
@@ -634,6 +653,13 @@ def test_repair_finds_what_was_done_behind_its_back(
     assert shelf.compare().empty
     if embedded is not None:
         assert len(shelf.embedder.texts) == embedded
+
+
+def test_clock_edited_in_the_store_is_found_and_mended(shelf: Library) -> None:
+    tamper(shelf, "UPDATE {{t}} SET clock = '{{9,9,9}}' WHERE key = '[7]' AND chunk = 1".replace("{{t}}", "{t}"))
+    assert shelf.compare().altered == ["[7]"]
+    shelf.repair(deep=True)
+    assert shelf.compare().empty
 
 
 def test_repair_of_a_healthy_index_writes_and_embeds_nothing(shelf: Library) -> None:

@@ -15,11 +15,12 @@ from sophia.catalog.models.data import Collection, EmbeddingModel, Index, Retent
 from sophia.catalog.models.images import Image
 from sophia.catalog.models.operations import Frontend, Secret, Workflow
 from sophia.catalog.models.services import Service
+from sophia.errors import SophiaError
 
 EntryT = TypeVar("EntryT", bound=Entry)
 
 
-class UnknownEntryError(LookupError):
+class UnknownEntryError(SophiaError, LookupError):
     """The catalog has no entry of that kind and name."""
 
 

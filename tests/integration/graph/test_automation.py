@@ -35,7 +35,9 @@ class Automation:
             asset_selection=dg.AssetSelection.groups(*PLATFORM_KINDS),
         )
         self.cursor = result.cursor
-        wanted = {entry.key for entry in result.results if entry.true_subset.size and isinstance(entry.key, dg.AssetKey)}
+        wanted = {
+            entry.key for entry in result.results if entry.true_subset.size and isinstance(entry.key, dg.AssetKey)
+        }
         if run and wanted:
             self.plan(*wanted)
         return wanted

@@ -54,7 +54,7 @@ def test_the_first_tick_reports_collections_and_takes_versions_as_they_are(graph
     assert [(type(e).__name__, e.asset_key) for e in tick.asset_events] == [("AssetObservation", COLLECTION)]
     cursor = json.loads(tick.cursor or "")
     assert cursor["collections"] == {"documents": 10}
-    assert list(cursor["versions"].values()) == [0]
+    assert list(cursor["versions"].values()) == [10]
 
 
 def test_a_tick_after_nothing_moved_says_so_and_keeps_the_cursor(graph: Graph) -> None:
@@ -86,7 +86,9 @@ def test_many_changes_are_one_observation_and_one_materialization_a_shard(graph:
     assert observations[0].tags == {"dagster/data_version": "1:41"}
     assert observations[0].metadata["dagster/row_count"].value == 3
     assert all(e.tags["dagster/data_version"].endswith(":41") for e in materializations)
-    assert {"rows", "vectors", "lag_ms", "lag_p95_ms", "parked", "state"} == set(materializations[0].metadata)
+    assert {"dagster/row_count", "rows", "vectors", "lag_ms", "lag_p95_ms", "parked", "state"} == set(
+        materializations[0].metadata
+    )
     # The same tick again, as after a lost answer, reports the same; the next one nothing.
     assert len(_tick(graph, "inbox_progress_sensor", first.cursor).asset_events) == len(events)
     assert _tick(graph, "inbox_progress_sensor", tick.cursor).asset_events == []
@@ -199,7 +201,9 @@ def test_the_nightly_repair_asks_for_every_shard_once_a_night(graph: Graph) -> N
     def requests(night: datetime) -> list[dg.RunRequest]:
         schedule = graph.definitions.get_schedule_def("nightly_repair")
         with dg.build_schedule_context(
-            instance=graph.instance, scheduled_execution_time=night, repository_def=graph.definitions.get_repository_def()
+            instance=graph.instance,
+            scheduled_execution_time=night,
+            repository_def=graph.definitions.get_repository_def(),
         ) as context:
             return list(schedule.evaluate_tick(context).run_requests or [])
 

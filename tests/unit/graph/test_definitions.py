@@ -238,9 +238,7 @@ def test_profiles_differ_in_executor_and_sources_only(
     assert names[0] <= names[1]
     # Where documents come from and where vectors go is the profile's choice, nothing else is.
     moved = {
-        key.path[0]
-        for key in local.get_all_asset_keys()
-        if local.get(key).parent_keys != cluster.get(key).parent_keys
+        key.path[0] for key in local.get_all_asset_keys() if local.get(key).parent_keys != cluster.get(key).parent_keys
     }
     assert moved <= {"collections", "indexes"}
 

@@ -59,7 +59,8 @@ def test_storage_is_the_platforms_database(config: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    "fault", [{"run_monitorin": {}}, {"concurrency": {"pools": {"granularity": "steps"}}}, {"retention": {"sensors": {}}}]
+    "fault",
+    [{"run_monitorin": {}}, {"concurrency": {"pools": {"granularity": "steps"}}}, {"retention": {"sensors": {}}}],
 )
 def test_a_fault_in_the_file_is_noticed(tmp_path: Path, fault: dict[str, Any]) -> None:
     (tmp_path / "dagster.yaml").write_text(yaml.safe_dump(yaml.safe_load(FILE.read_text()) | fault))
