@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 from sophia.catalog import Catalog
 from sophia_assets.keys import asset_key
 from tests.catalogs import changed, replaced

@@ -40,7 +40,8 @@ def _reason(tick: dg.SensorExecutionData) -> str:
 def _index_live(graph: Graph) -> None:
     """What the indexer leaves behind when it has caught up: the version's position is its collection's."""
     graph.connection.execute(
-        "UPDATE sophia.index_versions v SET position = c.position FROM sophia.collections c WHERE c.id = v.collection_id"
+        "UPDATE sophia.index_versions v SET position = c.position "
+        "FROM sophia.collections c WHERE c.id = v.collection_id"
     )
 
 
