@@ -33,7 +33,7 @@ def backlog_requests(
             continue
         requests += [
             dg.RunRequest(
-                run_key=f"backlog:{status.fingerprint}:{name}",
+                run_key=f"backlog:{status.fingerprint}:{position}:{name}",
                 job_name=job,
                 partition_key=name,
                 asset_selection=[asset_key("indexes", status.index)],

@@ -87,6 +87,8 @@ def home() -> Iterator[Home]:
     folder.chmod(0o755)
     began = time.monotonic()
     demo = sophia(folder, "demo", "--rows", "150", "--changes", "1", timeout=280)
-    yield Home(folder, demo, time.monotonic() - began)
-    until(lambda: not _processes(folder), "the end of all processes of the home", SERVER_STOP_SECONDS)
-    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        yield Home(folder, demo, time.monotonic() - began)
+        until(lambda: not _processes(folder), "the end of all processes of the home", SERVER_STOP_SECONDS)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
