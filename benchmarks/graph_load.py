@@ -7,6 +7,7 @@ Each figure is the median of fresh processes, arms interleaved. Larger catalogs 
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 import statistics
@@ -20,7 +21,7 @@ import yaml
 from benchmarks.harness import save, show
 from sophia.catalog import default_path
 
-ROUNDS = 5
+ROUNDS = 3
 HEAVY = (
     "torch",
     "transformers",
@@ -60,7 +61,8 @@ def grow(folder: Path, services: int) -> Path:
     document = yaml.safe_load(path.read_text())
     pattern = next(entry for entry in document["services"] if entry["name"] == "mcp_gateway")
     for number in range(services):
-        document["services"].append({**pattern, "name": f"generated_{number:04d}", "ingress": []})
+        # Copied deep: the dumper writes an alias for a value that it meets twice, and the catalog refuses aliases.
+        document["services"].append({**copy.deepcopy(pattern), "name": f"generated_{number:04d}", "ingress": []})
     path.write_text(yaml.safe_dump(document, sort_keys=False))
     return folder
 
