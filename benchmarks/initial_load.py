@@ -1,6 +1,6 @@
 """What does the pipeline add to pure embedding of the same texts?
 
-    python -m benchmarks.initial_load [--rows 1500]
+    python -m benchmarks.initial_load [--rows 1000]
 
 Three arms on the same texts, one after the other, twice, on one core: the embedder alone before and after, and the
 whole initial load between them (snapshot, inbox, chunks, embedding, store, nearest-neighbour index).
@@ -79,7 +79,7 @@ def pure(embedder: Embedder, texts: list[str], batch: int) -> float:
 def main() -> None:
     """Measure, print, save."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, default=1500)
+    parser.add_argument("--rows", type=int, default=1000)
     arguments = parser.parse_args()
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     settings = load_settings()
