@@ -30,6 +30,7 @@ CREATE INDEX IF NOT EXISTS {name} ON {table} USING gin (tsv)
 
 -- name: create_vector_index
 CREATE INDEX CONCURRENTLY IF NOT EXISTS {name} ON {table} USING hnsw (embedding vector_cosine_ops)
+    WITH (m = 16, ef_construction = 128)
 
 -- name: drop_invalid_index
 -- A build that was cut off leaves an invalid index behind, which IF NOT EXISTS would take for done.
