@@ -170,6 +170,8 @@ class PgvectorStore:
             effort = max(LEAST_EFFORT, min(1000, query.k * 4))
             connection.execute("SELECT set_config('hnsw.ef_search', %s, true)", [str(effort)], prepare=True)
             connection.execute("SELECT set_config('hnsw.iterative_scan', 'strict_order', true)", prepare=True)
+            # With this effort the planner would rather read some thousand rows whole: 50 ms instead of 2.
+            connection.execute("SELECT set_config('enable_seqscan', 'off', true)", prepare=True)
             rows = connection.execute(
                 _query(
                     "hybrid" if query.hybrid else "search",
