@@ -97,21 +97,20 @@ def status(as_json: bool = Json) -> None:
         return
     show_table(
         "indexes",
-        ["index", "documents", "indexed", "waiting", "parked", "lag p50 / p95", "model", "in step"],
+        ["index", "indexed", "wait", "parked", "p50, p95 ms", "model", "in step"],
         [
             (
                 f"{s.index} v{s.version}" + ("" if s.state == "serving" else f" ({s.state})"),
-                s.documents,
-                s.indexed,
+                f"{s.indexed}/{s.documents}",
                 s.backlog,
                 s.parked,
-                f"{_ms(s.lag_p50_ms)} / {_ms(s.lag_p95_ms)}",
+                f"{_ms(s.lag_p50_ms)}, {_ms(s.lag_p95_ms)}",
                 s.model,
                 _level(s),
             )
             for s in indexes
         ],
-        right=["documents", "indexed", "waiting", "parked", "lag p50 / p95"],
+        right=["indexed", "wait", "parked", "p50, p95 ms"],
     )
     show_table(
         "captures",
@@ -270,7 +269,7 @@ def _shorten(text: str, length: int = 160) -> str:
 
 
 def _ms(value: float | None) -> str:
-    return "-" if value is None else f"{value:.1f} ms"
+    return "-" if value is None else f"{value:.1f}"
 
 
 def _level(status: IndexStatus) -> str:
