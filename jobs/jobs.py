@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
 from typing import Any
 
 import dagster as dg
@@ -23,11 +22,12 @@ def repair_job_name(shards: int, default: int) -> str:
     return REPAIR_JOB if shards == default else f"{REPAIR_JOB}_{shards}"
 
 
-def indexes_by_shards(indexes: Sequence[Index]) -> dict[int, list[Index]]:
-    """Indexes grouped by their number of shards, the largest group first."""
+def indexes_by_shards(catalog: Catalog, profile: Profile) -> dict[int, list[Index]]:
+    """The indexes with a store in this profile by their number of shards, the largest group first."""
     groups: dict[int, list[Index]] = defaultdict(list)
-    for index in indexes:
-        groups[index.shards].append(index)
+    for index in catalog.indexes:
+        if index.store.for_profile(profile):
+            groups[index.shards].append(index)
     return dict(sorted(groups.items(), key=lambda item: (-len(item[1]), item[0])))
 
 
@@ -48,7 +48,7 @@ def build_jobs(catalog: Catalog, profile: Profile, executor: dg.ExecutorDefiniti
             description="Run every check, change nothing. After a deployment, and whenever in doubt.",
         ),
     ]
-    groups = indexes_by_shards([i for i in catalog.indexes if i.store.for_profile(profile)])
+    groups = indexes_by_shards(catalog, profile)
     for shards, indexes in groups.items():
         jobs.append(
             dg.define_asset_job(

@@ -7,7 +7,8 @@ from resources import DatabaseResource, EmbeddingResource
 from sophia.catalog import Catalog
 from sophia.settings import load_settings
 from sophia_assets.gpu import gpu_step
-from sophia_assets.keys import asset_key, shard_names
+from sophia_assets.indexes import index_data_version
+from sophia_assets.keys import DATA_VERSION, asset_key, shard_names
 
 
 class RebuildConfig(dg.Config):
@@ -65,7 +66,7 @@ def build_rebuild_job(catalog: Catalog, executor: dg.ExecutorDefinition) -> dg.J
                     asset_key("indexes", index.name),
                     partition=partition,
                     metadata={"version": version.number, "promoted": switched, "embedded": figures.embedded},
-                    tags={"dagster/data_version": f"{version.fingerprint}:{position}"},
+                    tags={DATA_VERSION: index_data_version(version.fingerprint, position)},
                 )
             )
 

@@ -46,7 +46,7 @@ def backlog_requests(
 
 def build_backlog_sensor(catalog: Catalog, profile: Profile, jobs: Sequence[AssetJob]) -> dg.SensorDefinition:
     """The sensor over the repair jobs."""
-    groups = indexes_by_shards([index for index in catalog.indexes if index.store.for_profile(profile)])
+    groups = indexes_by_shards(catalog, profile)
     default = next(iter(groups), 0)
 
     @dg.sensor(

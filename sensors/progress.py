@@ -17,9 +17,7 @@ from sophia.errors import TemporaryError
 from sophia.settings import Profile
 from sophia_assets.collections import collection_observation, collection_version
 from sophia_assets.indexes import index_data_version
-from sophia_assets.keys import asset_key, shard_names
-
-DATA_VERSION = "dagster/data_version"
+from sophia_assets.keys import DATA_VERSION, asset_key, shard_names
 
 
 def progress_events(

@@ -43,7 +43,7 @@ def build_definitions(catalog: Catalog, profile: Profile) -> dg.Definitions:
         ],
     )
     jobs = build_jobs(catalog, profile, executor)
-    groups = indexes_by_shards([index for index in catalog.indexes if index.store.for_profile(profile)])
+    groups = indexes_by_shards(catalog, profile)
     by_name = {job.name: job for job in jobs}
     repairs = [(by_name[repair_job_name(shards, next(iter(groups)))], shards) for shards in groups]
     retention = build_retention_job(catalog, executor)

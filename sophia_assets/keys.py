@@ -16,6 +16,8 @@ ICONS: dict[str, set[str]] = {
     "workflows": {"n8n", "json"},
     "frontends": {"vercel", "json"},
 }
+# The tag by which a reported event carries a data version.
+DATA_VERSION = "dagster/data_version"
 STORE_ICONS = {"pgvector": {"postgres", "pgvector"}, "weaviate": {"weaviate"}, "pinecone": {"pinecone"}}
 
 
