@@ -14,7 +14,7 @@ _action: Callable[[str], None] | None = None
 
 def arm(action: Callable[[str], None] | None) -> None:
     """From now on call `action` with the name of each point that this process reaches; None disarms."""
-    global _action  # noqa: PLW0603 - one process, one action
+    global _action
     _action = action
 
 
