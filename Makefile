@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help install demo up test lint check bench clean
+.PHONY: help install demo up test lint check bench chaos clean
 
 help:
 	@echo "make demo    the whole way on sample data: load, capture, index, change rows, find them"
@@ -11,6 +11,7 @@ help:
 	@echo "make test    everything that can be tested on this machine"
 	@echo "make lint    ruff and mypy --strict"
 	@echo "make bench   the benchmarks; tables on screen, JSON in benchmarks/results"
+	@echo "make chaos   random SQL and random kills until enough; resumes; table in benchmarks/results/chaos.md"
 	@echo "make clean   remove the virtual environment and all local state"
 
 install: $(STAMP)
@@ -36,7 +37,16 @@ test: install lint
 bench: install
 	$(BIN)/python -m benchmarks.graph_load
 	$(BIN)/python -m benchmarks.hot_path
+	$(BIN)/python -m benchmarks.hot_path --beside-backfill
+	$(BIN)/python -m benchmarks.changes
 	$(BIN)/python -m benchmarks.initial_load
+	$(BIN)/python -m benchmarks.initial_load --overhead
+	$(BIN)/python -m benchmarks.growth
+	$(BIN)/python -m benchmarks.search_scale
+
+# Resumes where it was interrupted; `make chaos ARGS=--fresh` starts over.
+chaos: install
+	$(BIN)/python -m tests.chaos $(ARGS)
 
 clean:
 	rm -rf $(VENV) .sophia

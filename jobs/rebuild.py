@@ -1,4 +1,4 @@
-"""`rebuild_index`: bring one index to what the catalog says, prove it, and let it serve."""
+"""`rebuild_index`: bring one index to what the catalog says, ask the gates, and let it serve."""
 
 import dagster as dg
 from pydantic import Field
@@ -9,13 +9,14 @@ from sophia.settings import load_settings
 from sophia_assets.gpu import gpu_step
 from sophia_assets.indexes import index_data_version
 from sophia_assets.keys import DATA_VERSION, asset_key, shard_names
+from sophia_assets.serving import gates_of, switch_metadata
 
 
 class RebuildConfig(dg.Config):
-    """Which index, and whether the new version may serve at once."""
+    """Which index, and whether the new version may serve."""
 
     index: str = Field(description="Name of the index in the catalog.")
-    promote: bool = Field(True, description="Let the version serve once its proof holds.")
+    promote: bool = Field(True, description="Let the version serve once its gates pass.")
 
 
 def build_rebuild_job(catalog: Catalog, executor: dg.ExecutorDefinition) -> dg.JobDefinition:
@@ -25,7 +26,7 @@ def build_rebuild_job(catalog: Catalog, executor: dg.ExecutorDefinition) -> dg.J
 
     @dg.op(
         name="rebuild",
-        description="Fill all shards, prove the version, promote it.",
+        description="Fill all shards, ask the gates of the version, promote it.",
         pool=gpu["pool"],
         tags=gpu["op_tags"],
     )
@@ -35,16 +36,15 @@ def build_rebuild_job(catalog: Catalog, executor: dg.ExecutorDefinition) -> dg.J
         database: DatabaseResource,
         embedding: EmbeddingResource,
     ) -> None:
-        from sophia.indexing.promote import promote
+        from sophia.indexing.promotion import promote
+        from sophia.indexing.provenance import register_run
         from sophia.indexing.repair import Session, repair_version
-        from sophia.indexing.verify import verify
 
         settings = load_settings()
         index = catalog.index(config.index)
         with database.connect() as connection:
-            session = Session.open(
-                connection, catalog, index, settings.profile, embedding.of, settings, run=context.run_id
-            )
+            run = register_run(connection, "dagster", settings, run=context.run_id)
+            session = Session.open(connection, catalog, index, settings.profile, embedding.of, settings, run=run)
             version = session.version
             figures = repair_version(
                 connection,
@@ -54,12 +54,20 @@ def build_rebuild_job(catalog: Catalog, executor: dg.ExecutorDefinition) -> dg.J
                 deep=True,
                 progress=context.log.info,
             )
-            proof = verify(connection, version, session.writer.store, embedding.of(version), seed=context.run_id)
-            context.log.info(proof.sentence())
-            if not proof.holds:
-                raise dg.Failure(description=proof.sentence(), metadata=proof.difference.counts())
-            switched = promote(connection, version, session.writer.store) if config.promote else False
+            gates = list(gates_of(connection, version, embedding, seed=context.run_id))
+            for gate in gates:
+                context.log.info(gate.sentence)
+            failed = [gate for gate in gates if not gate.passed]
+            if failed:
+                raise dg.Failure(
+                    description="; ".join(gate.sentence for gate in failed),
+                    metadata={f"{gate.name}/{name}": value for gate in failed for name, value in gate.figures.items()},
+                    # The same version would fail the same way; what is on its way was waited for.
+                    allow_retries=False,
+                )
+            switch = promote(connection, version, session.writer.store) if config.promote else None
             position = session.position(connection)
+        switched = switch is not None and switch.switched
         for partition in shard_names(index.shards):
             context.log_event(
                 dg.AssetMaterialization(
@@ -69,11 +77,20 @@ def build_rebuild_job(catalog: Catalog, executor: dg.ExecutorDefinition) -> dg.J
                     tags={DATA_VERSION: index_data_version(version.fingerprint, position)},
                 )
             )
+        if switch is not None:
+            measured = {f"{gate.name}/{name}": value for gate in gates for name, value in gate.figures.items()}
+            context.log_event(
+                dg.AssetMaterialization(
+                    asset_key("serving", index.name),
+                    metadata=switch_metadata(version, switch) | measured,
+                    tags={DATA_VERSION: version.fingerprint},
+                )
+            )
 
     @dg.job(
         name="rebuild_index",
         executor_def=executor,
-        description="Build the version that the catalog asks for beside the serving one, prove it, switch.",
+        description="Build the version that the catalog asks for beside the serving one, ask its gates, switch.",
     )
     def rebuild_index() -> None:
         rebuild()

@@ -23,7 +23,8 @@ class EmbeddingResource(dg.ConfigurableResource):
         """The embedder that a version's documents and queries need."""
         from sophia.embedding import load_embedder
 
-        key = (version.model.name, version.index.precision)
+        # By the whole entry: two versions may differ in their model and not in its name.
+        key = (version.model.model_dump_json(), version.index.precision)
         if key not in self._loaded:
             self._loaded[key] = load_embedder(version.model, version.index.precision, load_settings())
         return self._loaded[key]

@@ -57,17 +57,16 @@ def build_backlog_sensor(catalog: Catalog, profile: Profile, jobs: Sequence[Asse
         description=f"More than {BACKLOG} documents waiting for an index start its shards as bulk runs.",
     )
     def backlog_sensor(context: dg.SensorEvaluationContext, database: DatabaseResource) -> dg.SensorResult:
-        from sophia.indexing.status import collection_status, index_status
+        from sophia.indexing.status import index_progress
 
         try:
             with database.connect() as connection:
-                positions = {c.name: c.position for c in collection_status(connection)}
-                statuses = [s for s in index_status(connection) if s.state == "serving"]
+                statuses = [s for s in index_progress(connection) if s.state == "serving"]
         except TemporaryError as error:
             return dg.SensorResult(skip_reason=str(error))
         shards = {index.name: index.shards for index in catalog.indexes if index.store.for_profile(profile)}
         rows = [
-            (s, repair_job_name(shards[s.index], default), shards[s.index], positions[s.collection])
+            (s, repair_job_name(shards[s.index], default), shards[s.index], s.collection_position)
             for s in statuses
             if s.index in shards
         ]

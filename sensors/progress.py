@@ -29,8 +29,9 @@ def progress_events(
 
     Args:
         cursor: {"collections": {name: position}, "versions": {id: position}} as reported last.
-        collections: collection statuses.
-        indexes: (version, number of shards, touched shards since the cursor, status) of each serving version.
+        collections: collection statuses, at least of those whose position moved.
+        indexes: (version, number of shards, touched shards since the cursor, status) of each serving version. The
+            status counts documents; it may be None where no shard was touched.
     """
     seen = dict(cursor.get("collections", {}))
     reported = dict(cursor.get("versions", {}))
@@ -47,27 +48,34 @@ def progress_events(
             seen[collection.name] = collection.position
     for version, shards, touched, status in indexes:
         names = shard_names(shards)
-        metadata = {
-            "state": "live",
-            "dagster/row_count": status.documents,
-            "rows": status.documents,
-            "vectors": status.chunks,
-            "lag_ms": round(status.lag_p50_ms or 0.0, 1),
-            "lag_p95_ms": round(status.lag_p95_ms or 0.0, 1),
-            "parked": status.parked,
-        }
         events += [
             dg.AssetMaterialization(
                 asset_key("indexes", version.index_name),
                 partition=names[shard],
                 description="kept in step by the indexer",
-                metadata=metadata,
+                metadata=_live_metadata(status),
                 tags={DATA_VERSION: index_data_version(version.fingerprint, version.position)},
             )
             for shard in touched
         ]
         reported[str(version.id)] = version.position
     return events, {"collections": seen, "versions": reported}
+
+
+def _live_metadata(status: Any) -> dict[str, Any]:
+    """Metadata of what the indexer did; the keys are stable, so the UI plots them."""
+    return {
+        "state": "live",
+        "dagster/row_count": status.documents,
+        "rows": status.documents,
+        "vectors": status.chunks,
+        "lag_ms": round(status.lag_p50_ms or 0.0, 1),
+        "lag_p95_ms": round(status.lag_p95_ms or 0.0, 1),
+        "parked": status.parked,
+        "verified": status.verified,
+        "drift_found": status.drift_found,
+        "drift_repaired": status.drift_repaired,
+    }
 
 
 def build_progress_sensor(catalog: Catalog, profile: Profile) -> dg.SensorDefinition:
@@ -81,7 +89,12 @@ def build_progress_sensor(catalog: Catalog, profile: Profile) -> dg.SensorDefini
         asset_selection=dg.AssetSelection.groups("collections", "indexes"),
     )
     def inbox_progress_sensor(context: dg.SensorEvaluationContext, database: DatabaseResource) -> dg.SensorResult:
-        from sophia.indexing.status import collection_status, index_status, touched_shards
+        from sophia.indexing.status import (
+            collection_progress,
+            collection_status,
+            index_status,
+            touched_shards,
+        )
         from sophia.indexing.versions import active_versions
 
         cursor = json.loads(context.cursor) if context.cursor else {}
@@ -91,17 +104,24 @@ def build_progress_sensor(catalog: Catalog, profile: Profile) -> dg.SensorDefini
         try:
             with database.connect() as connection:
                 versions = [v for v in active_versions(connection) if v.state == "serving" and v.index_name in named]
-                statuses = {status.fingerprint: status for status in index_status(connection)}
                 touched = [
                     # The first tick takes the position as it is: what was there came by runs.
                     touched_shards(connection, v, reported[str(v.id)], v.position) if str(v.id) in reported else []
                     for v in versions
                 ]
-                collections = [c for c in collection_status(connection) if c.name in known]
+                # Documents are counted only where something is reported.
+                changed = [v.id for v, shards in zip(versions, touched, strict=True) if shards]
+                counted = {s.version_id: s for s in index_status(connection, changed)} if changed else {}
+                moved_on = [
+                    c.name
+                    for c in collection_progress(connection)
+                    if c.name in known and cursor.get("collections", {}).get(c.name) != c.position
+                ]
+                collections = collection_status(connection, moved_on) if moved_on else []
         except TemporaryError as error:
             return dg.SensorResult(skip_reason=str(error), cursor=context.cursor)
         indexes = [
-            (version, version.index.shards, shards, statuses[version.fingerprint])
+            (version, version.index.shards, shards, counted.get(version.id))
             for version, shards in zip(versions, touched, strict=True)
         ]
         events, moved = progress_events(cursor, collections, indexes)

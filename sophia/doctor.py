@@ -82,28 +82,23 @@ def _disk(_catalog: Catalog, settings: Settings) -> Iterator[Finding]:
 def _database(catalog: Catalog, settings: Settings) -> Iterator[Finding]:
     from sophia.capture import postgres_sources
     from sophia.capture.health import SLOT_WARN_BYTES, capture_health
+    from sophia.capture.source import RAISE_LIMIT
     from sophia.database import open_database
     from sophia.indexing.status import dead_letters, index_status
 
     database = open_database(settings)
     with database.connect("sophia-doctor") as connection:
-        version, vector, wal_level, keep = connection.execute(
+        version, vector, wal_level = connection.execute(
             "SELECT current_setting('server_version'), (SELECT extversion FROM pg_extension WHERE extname = 'vector'), "
-            "current_setting('wal_level'), current_setting('max_slot_wal_keep_size')"
-        ).fetchone() or ("", "", "", "")
+            "current_setting('wal_level')"
+        ).fetchone() or ("", "", "")
         yield Finding("database", "ok", f"PostgreSQL {version}, pgvector {vector}, {database.shown}")
         if wal_level != "logical":
             yield Finding(
                 "wal_level", "warn", wal_level, "to capture from it: ALTER SYSTEM SET wal_level = logical; restart"
             )
-        if keep == "-1":
-            yield Finding(
-                "max_slot_wal_keep_size",
-                "warn",
-                "unlimited: a stopped capture can fill the server's disk",
-                "ALTER SYSTEM SET max_slot_wal_keep_size = '10GB'; SELECT pg_reload_conf()",
-            )
         for source in postgres_sources(catalog, settings, database):
+            unlimited = False
             for binding in source.bindings:
                 what = f"capture of {binding.table}"
                 # Our own database holds the sample tables; before the first `make demo` it has none.
@@ -111,9 +106,12 @@ def _database(catalog: Catalog, settings: Settings) -> Iterator[Finding]:
                     yield Finding(what, "warn", "the sample table is not there yet", "`make demo` or `make up`")
                     continue
                 found = capture_health(catalog, settings, database, connection, source.name, binding.collection)
+                unlimited |= found.unlimited
                 fault = found.identity_fault or found.publication_fault or found.slot_fault
                 if found.identity_fault:
                     yield Finding(what, "fail", found.identity_fault, "see the message")
+                elif found.at_risk:
+                    yield Finding(what, "fail", str(found.slot_fault), "see the message")
                 elif fault:
                     yield Finding(what, "warn", fault, "`make up` or `sophia capture`")
                 elif found.retained_bytes > SLOT_WARN_BYTES:
@@ -125,6 +123,13 @@ def _database(catalog: Catalog, settings: Settings) -> Iterator[Finding]:
                     )
                 else:
                     yield Finding(what, "ok", f"{found.retained_bytes / 1e6:.1f} MB of log held back")
+            if unlimited:
+                yield Finding(
+                    f"max_slot_wal_keep_size of {source.name}",
+                    "warn",
+                    "unlimited: a stopped capture can fill the server's disk",
+                    RAISE_LIMIT.format("10GB"),
+                )
         for status in index_status(connection):
             name = f"index {status.index} v{status.version}"
             if not status.level:

@@ -32,6 +32,8 @@ BUCKETS = 65_536
 _UUID_EPOCH_100NS = 122_192_928_000_000_000  # 1582-10-15 to 1970-01-01
 _NODE_BITS = 40  # our producer id holds the ordinal in the lower 40 of the 48 node bits
 _MULTICAST = 1 << 40
+_NO_KEY = (dict, list)
+_encode_key = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
 
 
 class Clock(NamedTuple):
@@ -66,6 +68,8 @@ class Change:
             into it, top level only.
         missing: columns that the source left out because they are unchanged and large (TOAST).
         before_key: the key that this change moved away from, when it changed the key.
+        bulk: it takes the bulk lane, behind single changes.
+        snapshot: it is a row as a copy found it, and no change that happened at its clock.
     """
 
     key: Key
@@ -77,6 +81,7 @@ class Change:
     before_key: Key | None = None
     origin: Origin = field(default_factory=Origin)
     bulk: bool = False
+    snapshot: bool = False
 
 
 def canonical_key(values: Sequence[Any]) -> Key:
@@ -86,10 +91,10 @@ def canonical_key(values: Sequence[Any]) -> Key:
         DocumentError: a part is null or of a type that is no key (object, list, float NaN).
     """
     for value in values:
-        if value is None or isinstance(value, dict | list):
+        if value is None or isinstance(value, _NO_KEY):
             raise DocumentError(f"key part {value!r} is no key; a key part is a string, number or boolean")
     try:
-        return Key(json.dumps(list(values), ensure_ascii=False, separators=(",", ":"), allow_nan=False))
+        return Key(_encode_key(list(values)))
     except ValueError as error:
         raise DocumentError(f"key cannot be written: {error}") from error
 
@@ -105,7 +110,12 @@ def parse_key(text: str) -> Key:
 
 def bucket_of(key: Key) -> int:
     """The hash bucket (0 … 65,535) of a key. A shard of 2^n is a prefix of it, so a split refines."""
-    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:2], "big")
+    return int.from_bytes(key_hash(key)[:2], "big")
+
+
+def key_hash(key: Key) -> bytes:
+    """What may be kept of a key that was erased: the 32 bytes of the SHA-256 of its UTF-8."""
+    return hashlib.sha256(key.encode()).digest()
 
 
 def bucket_range(shard: int, shards: int) -> tuple[int, int]:

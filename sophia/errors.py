@@ -4,7 +4,8 @@
     ├── ConfigurationError      a person must change something first; exit code 2
     │   ├── SettingsError       environment variables
     │   └── SourceError         the source database: table, key, publication, permissions
-    ├── TemporaryError          try again: a server is away, a lease is held
+    ├── TemporaryError          try again: a server is away
+    │   ├── BusyError           someone else is at this work; leave it to them
     │   └── FencedError         someone else took over; this process must stop writing
     └── DocumentError           this one document cannot be taken; park it and go on
 
@@ -36,6 +37,10 @@ class TemporaryError(SophiaError):
     """The same call may succeed later."""
 
     exit_code = 3
+
+
+class BusyError(TemporaryError):
+    """Another process is doing this very work."""
 
 
 class FencedError(TemporaryError):

@@ -8,6 +8,13 @@ Invariants, each with a test:
 * Positions of one collection become visible in their order: the collection's row lock is held until commit.
 * A document without all its columns is merged top level into what is stored; if the base was never seen, its
   missing columns are remembered and the key is not indexed until the row was read again.
+* What was erased stays erased: a delivery of an erased key at or below the erasure's clock is void.
+
+The log (`sophia.inbox`) records changes. The documents of a snapshot are not in it: `captured_tables` records those.
+
+Nothing between `lock` and the end of `take` waits for the server, unless a document is partial or a key of the
+collection was erased. So in psycopg's pipeline mode a transaction costs two waits: one for the locks, one for the
+rest with the commit.
 
 The indexer reads what this module writes; see `sophia.indexing.indexer`.
 """
@@ -17,27 +24,34 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import datetime
 from typing import Any
 
 import psycopg
 from psycopg.rows import TupleRow
 
 from sophia import sql
-from sophia.documents import Change, Clock, Key, Origin, bucket_of, format_lsn
+from sophia.documents import Change, Clock, Key, Origin, bucket_of, format_lsn, key_hash
 
 Connection = psycopg.Connection[TupleRow]
+Cursor = psycopg.Cursor[TupleRow]
 Q = sql.load("inbox")
+# An entry of a btree index has at most 2.7 kB, and every table that names a document has the key in one.
+LONGEST_KEY_BYTES = 2_000
+_encode = json.JSONEncoder(ensure_ascii=False).encode
 # In `missing`: nothing of the row can be trusted until it was read from the source again.
 WHOLE_ROW = "*"
 
 
 @dataclass(frozen=True, slots=True)
 class Floor:
-    """A control event: everything of the collection older than `clock` is void (TRUNCATE)."""
+    """A control event: everything of the collection older than `clock` is void (TRUNCATE).
+
+    More tombstones than `bulk_above` take the bulk lane.
+    """
 
     clock: Clock
     origin: Origin = field(default_factory=Origin)
+    bulk_above: int = 1_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +60,16 @@ class Accepted:
 
     received: int
     changed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Locked:
+    """A collection whose row lock this transaction holds. `erasures` counts its erased keys."""
+
+    name: str
+    id: int
+    floor: Clock
+    erasures: int
 
 
 @dataclass(slots=True)
@@ -64,13 +88,21 @@ def ensure_collection(connection: Connection, name: str, key_fields: Sequence[st
     return int(row[0])
 
 
-def accept(
-    connection: Connection,
-    collection: str,
-    events: Iterable[Change | Floor],
-    *,
-    notify: bool = True,
-) -> Accepted:
+def lock(connection: Connection, names: Sequence[str]) -> dict[str, Locked]:
+    """Lock collections until the transaction ends, always in the same order.
+
+    Raises:
+        LookupError: one does not exist (`ensure_collection` makes it).
+    """
+    rows = connection.execute(Q["lock_collections"], {"names": list(names)}, prepare=True).fetchall()
+    locked = {name: Locked(name, number, Clock(*floor), erasures) for name, number, floor, erasures in rows}
+    for name in names:
+        if name not in locked:
+            raise LookupError(f"collection {name!r} does not exist")
+    return locked
+
+
+def accept(connection: Connection, collection: str, events: Iterable[Change | Floor]) -> Accepted:
     """Take changes of one collection, in their order, in the caller's transaction.
 
     The caller commits; it adds its own position to the same transaction. Changes below the collection's floor or
@@ -79,31 +111,26 @@ def accept(
     Raises:
         LookupError: the collection does not exist (`ensure_collection` makes it).
     """
-    row = connection.execute(Q["lock_collection"], {"name": collection}, prepare=True).fetchone()
-    if row is None:
-        raise LookupError(f"collection {collection!r} does not exist")
-    collection_id, _generation, floor, position = row
-    floor = Clock(*floor)
+    events = list(events)
+    outcomes = take(connection, lock(connection, [collection])[collection], events)
+    return Accepted(len(events), sum(row[0] for cursor in outcomes if (row := cursor.fetchone())))
 
-    received = changed = 0
+
+def take(connection: Connection, collection: Locked, events: Iterable[Change | Floor]) -> list[Cursor]:
+    """`accept` for a collection that is locked already. Each cursor yields a number of changed keys, if one asks."""
+    outcomes: list[Cursor] = []
+    floor = collection.floor
     batch: list[Change] = []
     for event in events:
-        received += 1
         if isinstance(event, Floor):
             # What came before the TRUNCATE goes in first, so that the sweep sees it.
-            changed_now, position = _write(connection, collection_id, position, floor, batch)
+            outcomes += _write(connection, collection, floor, batch)
             batch = []
             floor = max(floor, event.clock)
-            swept = _apply_floor(connection, collection_id, event.clock, event.origin)
-            position += swept
-            changed += changed_now + swept
+            outcomes.append(_sweep(connection, collection, event.clock, event.origin, event.bulk_above))
         else:
             batch.append(event)
-    changed_now, _ = _write(connection, collection_id, position, floor, batch)
-    changed += changed_now
-    if notify and changed:
-        connection.execute(Q["notify"], {"name": collection}, prepare=True)
-    return Accepted(received, changed)
+    return outcomes + _write(connection, collection, floor, batch)
 
 
 def raise_floor(connection: Connection, collection: str, clock: Clock) -> None:
@@ -111,24 +138,18 @@ def raise_floor(connection: Connection, collection: str, clock: Clock) -> None:
 
     The documents below stay until `sweep`, so that search goes on while the new snapshot comes in.
     """
-    row = connection.execute(Q["lock_collection"], {"name": collection}).fetchone()
-    if row is None:
-        raise LookupError(f"collection {collection!r} does not exist")
+    locked = lock(connection, [collection])[collection]
     connection.execute(
         Q["raise_floor"],
-        {"collection_id": row[0], "floor": list(clock), "generation": clock.generation},
+        {"collection_id": locked.id, "floor": list(clock), "generation": clock.generation},
     )
 
 
 def sweep(connection: Connection, collection: str) -> int:
     """After a snapshot: delete every document that it did not bring (older than the floor). Returns how many."""
-    row = connection.execute(Q["lock_collection"], {"name": collection}).fetchone()
-    if row is None:
-        raise LookupError(f"collection {collection!r} does not exist")
-    swept = _apply_floor(connection, row[0], Clock(*row[2]), Origin(), bulk=True)
-    if swept:
-        connection.execute(Q["notify"], {"name": collection})
-    return swept
+    locked = lock(connection, [collection])[collection]
+    row = _sweep(connection, locked, locked.floor, Origin(), bulk_above=0).fetchone()
+    return int(row[0]) if row else 0
 
 
 def park(
@@ -143,7 +164,8 @@ def park(
 ) -> None:
     """Record that a document could not be taken (`stage` capture or inbox) or indexed (`index`), once a key.
 
-    The reason may name columns and sizes; it never quotes document text.
+    Nothing is recorded at a `clock` that the stored document, or what is recorded of the key, has outgrown. The
+    reason may name columns and sizes; it never quotes document text.
     """
     connection.execute(
         Q["dead_letter"],
@@ -158,9 +180,22 @@ def park(
     )
 
 
-def resolve(connection: Connection, collection: str, keys: Sequence[Key]) -> None:
-    """Drop the dead letters of keys whose rows were taken whole; those of an index go when it has taken them."""
-    connection.execute(Q["resolve_taken"], {"collection": collection, "keys": list(keys)})
+def resolve(connection: Connection, collection: str, keys: Sequence[Key], clock: Clock) -> None:
+    """Drop the dead letters, up to `clock`, of keys whose rows were taken whole at `clock`.
+
+    Those of an index go when it has taken them.
+    """
+    connection.execute(Q["resolve_taken"], {"collection": collection, "keys": list(keys), "clock": list(clock)})
+
+
+def resolve_outgrown(connection: Connection, collection: str) -> None:
+    """Drop the dead letters of keys whose documents were since replaced by newer whole ones."""
+    connection.execute(Q["resolve_outgrown"], {"collection": collection})
+
+
+def resolve_table(connection: Connection, collection: str, clock: Clock) -> None:
+    """Drop the dead letters that speak of the collection's table, not of a key, and are older than `clock`."""
+    connection.execute(Q["resolve_table"], {"collection": collection, "clock": list(clock)})
 
 
 def request_reread(connection: Connection, collection: str | None = None) -> int:
@@ -168,69 +203,80 @@ def request_reread(connection: Connection, collection: str | None = None) -> int
     return connection.execute(Q["request_reread"], {"collection": collection}).rowcount
 
 
-def _apply_floor(
-    connection: Connection, collection_id: int, clock: Clock, origin: Origin, *, bulk: bool = False
-) -> int:
-    connection.execute(
-        Q["raise_floor"],
-        {"collection_id": collection_id, "floor": list(clock), "generation": clock.generation},
-    )
-    row = connection.execute(
+def _sweep(connection: Connection, collection: Locked, clock: Clock, origin: Origin, bulk_above: int) -> Cursor:
+    """Raise the floor to `clock`, and delete what lies below."""
+    return connection.execute(
         Q["sweep"],
         {
-            "collection_id": collection_id,
+            "collection_id": collection.id,
+            "name": collection.name,
             "floor": list(clock),
+            "generation": clock.generation,
             "lsn": _lsn(origin.lsn),
             "time": origin.committed_at,
-            "bulk": bulk,
+            "bulk_above": bulk_above,
         },
-    ).fetchone()
-    swept = int(row[0]) if row else 0
-    _advance(connection, collection_id, swept, bulk=bulk, lsn=origin.lsn, time=origin.committed_at)
-    return swept
-
-
-def _write(
-    connection: Connection, collection_id: int, position: int, floor: Clock, batch: Sequence[Change]
-) -> tuple[int, int]:
-    """Merge, fence and store one batch. Returns (keys changed, new position)."""
-    changes = [part for change in batch if change.clock >= floor for part in _split(change)]
-    if not changes:
-        return 0, position
-    pending = _merge(changes, _fetch_bases(connection, collection_id, changes))
-    params = _columns([entry.change for entry in pending.values()])
-    written = 0
-    if pending:
-        cursor = connection.execute(
-            Q["upsert"],
-            params
-            | {
-                "collection_id": collection_id,
-                "position": position,
-                "buckets": [bucket_of(key) for key in pending],
-                "deleted": [entry.body is None for entry in pending.values()],
-                "bulk": [entry.change.bulk for entry in pending.values()],
-                "missing": [_text_array(entry.missing) for entry in pending.values()],
-                "bodies": [_dump(entry.body) for entry in pending.values()],
-            },
-            prepare=True,
-        )
-        written = cursor.rowcount
-        connection.execute(
-            Q["append"],
-            _columns(changes) | {"collection_id": collection_id, "ops": [c.op for c in changes]},
-            prepare=True,
-        )
-    newest = max(changes, key=lambda change: change.clock)
-    _advance(
-        connection,
-        collection_id,
-        len(pending),
-        bulk=any(entry.change.bulk for entry in pending.values()),
-        lsn=newest.origin.lsn,
-        time=newest.origin.committed_at,
     )
-    return written, position + len(pending)
+
+
+def _write(connection: Connection, collection: Locked, floor: Clock, batch: Sequence[Change]) -> list[Cursor]:
+    """Merge, fence and store one batch."""
+    changes = [part for change in batch if change.clock >= floor for part in _split(change)]
+    changes = _storable(connection, collection, changes)
+    if collection.erasures:
+        changes = _without_erased(connection, collection, changes)
+    if not changes:
+        return []
+    pending = _merge(changes, _fetch_bases(connection, collection.id, changes))
+    entries = list(pending.values())
+    taken = [entry.change for entry in entries]
+    logged = [change for change in changes if pending and not change.snapshot]
+    newest = max(changes, key=lambda change: change.clock).origin
+    params = {
+        "collection_id": collection.id,
+        "name": collection.name,
+        "count": len(entries),
+        "any_bulk": any(change.bulk for change in taken),
+        "newest_lsn": _lsn(newest.lsn),
+        "newest_time": newest.committed_at,
+        "buckets": _plain(bucket_of(key) for key in pending),
+        "deleted": _plain(entry.body is None for entry in entries),
+        "bulk": _plain(change.bulk for change in taken),
+        "missing": _texts(_texts(entry.missing) for entry in entries),
+        "bodies": _texts(None if entry.body is None else _encode(entry.body) for entry in entries),
+        "log_ops": _plain(change.op for change in logged),
+    }
+    params |= _columns("", taken) | _columns("log_", logged)
+    return [connection.execute(Q["take"], params, prepare=True)]
+
+
+def _storable(connection: Connection, collection: Locked, changes: list[Change]) -> list[Change]:
+    """Without the changes whose key no index can hold; these are parked, under no key for the same reason."""
+    # A character has at most 4 bytes, so nearly every key is short at first sight.
+    if all(len(change.key) <= LONGEST_KEY_BYTES // 4 for change in changes):
+        return changes
+    storable = []
+    for change in changes:
+        size = len(change.key.encode())
+        if size <= LONGEST_KEY_BYTES:
+            storable.append(change)
+        elif change.op != "d":
+            reason = (
+                f"the key with SHA-256 {key_hash(change.key).hex()} has {size:,} bytes; at most {LONGEST_KEY_BYTES:,} "
+                "can be indexed: key the collection by a shorter column"
+            )
+            park(connection, collection.name, None, stage="inbox", reason=reason, clock=change.clock)
+    return storable
+
+
+def _without_erased(connection: Connection, collection: Locked, changes: list[Change]) -> list[Change]:
+    """Without the changes that the erasure of their key has voided."""
+    hashes = {change.key: key_hash(change.key) for change in changes}
+    params = {"collection_id": collection.id, "hashes": list(hashes.values())}
+    erased = {bytes(digest): Clock(*clock) for digest, clock in connection.execute(Q["erased"], params)}
+    if not erased:
+        return changes
+    return [c for c in changes if (clock := erased.get(hashes[c.key])) is None or c.clock > clock]
 
 
 def _split(change: Change) -> list[Change]:
@@ -299,32 +345,33 @@ def _merge(
     return pending
 
 
-def _columns(changes: Sequence[Change]) -> dict[str, list[Any]]:
+def _columns(prefix: str, changes: Sequence[Change]) -> dict[str, str]:
     return {
-        "keys": [change.key for change in changes],
-        "clocks": [change.clock.literal for change in changes],
-        "lsns": [_lsn(change.origin.lsn) for change in changes],
-        "txids": [change.origin.txid for change in changes],
-        "times": [change.origin.committed_at for change in changes],
+        f"{prefix}keys": _texts(change.key for change in changes),
+        f"{prefix}clocks": _plain(change.clock.literal for change in changes),
+        f"{prefix}lsns": _plain(_lsn(change.origin.lsn) for change in changes),
+        f"{prefix}txids": _plain(change.origin.txid for change in changes),
+        f"{prefix}times": _plain(change.origin.committed_at for change in changes),
     }
 
 
-def _advance(
-    connection: Connection, collection_id: int, count: int, *, bulk: bool, lsn: int | None, time: datetime | None
-) -> None:
-    connection.execute(
-        Q["advance"],
-        {"collection_id": collection_id, "count": count, "bulk": bulk, "lsn": _lsn(lsn), "time": time},
-        prepare=True,
+def _plain(values: Iterable[object]) -> str:
+    """An array's text, of values whose own text has neither quotes nor backslashes. One text is cheap to send."""
+    return "{" + ",".join(["NULL" if value is None else f'"{value}"' for value in values]) + "}"
+
+
+def _texts(values: Iterable[str | None]) -> str:
+    """An array's text, of any texts."""
+    return (
+        "{"
+        + ",".join(
+            [
+                "NULL" if value is None else '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
+                for value in values
+            ]
+        )
+        + "}"
     )
-
-
-def _dump(body: dict[str, Any] | None) -> str | None:
-    return None if body is None else json.dumps(body, ensure_ascii=False)
-
-
-def _text_array(values: Sequence[str]) -> str:
-    return "{" + ",".join('"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"' for value in values) + "}"
 
 
 def _lsn(value: int | None) -> str | None:

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import logging
+
 import psycopg
 from psycopg.rows import TupleRow
 
 from sophia import sql
 from sophia.catalog.models import Retention
+from sophia.errors import BusyError, ConfigurationError
+from sophia.indexing.promotion import retire, versions_over_time
+from sophia.indexing.versions import active_versions
+from sophia.stores import store_of
 
+logger = logging.getLogger("sophia.retention")
+Connection = psycopg.Connection[TupleRow]
 Q = sql.load("retention")
 
 
-def apply_retention(connection: psycopg.Connection[TupleRow], retention: Retention) -> dict[str, int]:
-    """Delete what is over its time. Returns rows removed, by kind of record."""
+def apply_retention(connection: Connection, retention: Retention) -> dict[str, int]:
+    """Delete what is over its time. Returns rows removed, by kind of record, and versions retired."""
     days = {
         "inbox": retention.inbox_days,
         "batches": retention.inbox_days,
@@ -20,4 +28,21 @@ def apply_retention(connection: psycopg.Connection[TupleRow], retention: Retenti
         "ledger": retention.ledger_days,
         "dead_letters": retention.dead_letter_days,
     }
-    return {name: connection.execute(Q[name], {"days": count}).rowcount for name, count in days.items()}
+    retired = _retire_versions(connection, retention.retire_after_days)
+    removed = {name: connection.execute(Q[name], {"days": count}).rowcount for name, count in days.items()}
+    return removed | {"versions": retired}
+
+
+def _retire_versions(connection: Connection, days: int) -> int:
+    """End the versions that stopped serving long ago. One whose table is busy stays until the next time."""
+    over = set(versions_over_time(connection, days))
+    retired = 0
+    for version in active_versions(connection):
+        if version.id in over:
+            try:
+                retire(connection, version, store_of(version.store))
+            except (BusyError, ConfigurationError) as error:
+                logger.warning("%s", error)
+            else:
+                retired += 1
+    return retired

@@ -26,7 +26,14 @@ class _Group(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class CaptureSettings(_Group):
+class _MeteredGroup(_Group):
+    """A process without a web page that may serve /metrics, /health and /ready all the same."""
+
+    metrics_port: int = Field(0, ge=0, le=65535, description="Port of /metrics, /health and /ready; 0 for none.")
+    metrics_host: str = Field("127.0.0.1", description="Address that they listen on.")
+
+
+class CaptureSettings(_MeteredGroup):
     """The capture process: from the source's write-ahead log to the inbox."""
 
     batch_documents: int = Field(
@@ -47,21 +54,31 @@ class CaptureSettings(_Group):
     )
 
 
-class IndexerSettings(_Group):
+class IndexerSettings(_MeteredGroup):
     """The indexer process: from the inbox to the stores."""
 
-    live_documents: int = Field(64, ge=1, description="Most documents of one live micro-batch.")
-    bulk_documents: int = Field(256, ge=1, description="Most documents of one bulk transaction.")
-    bulk_tokens: int = Field(
-        512,
+    live_documents: int = Field(
+        512, ge=1, description="Most documents of one live micro-batch; fewer if they take longer than 50 ms."
+    )
+    bulk_documents: int = Field(
+        2_000, ge=1, description="Most documents of one bulk transaction; fewer while live changes come in."
+    )
+    beside_tokens: int = Field(
+        96,
         ge=1,
-        description="Token budget of one bulk forward pass on the CPU; live work is looked at between two.",
+        description="Most tokens (or one text) of a bulk forward pass while live changes come in: they wait for it.",
     )
     lease_seconds: float = Field(
         10.0, gt=0, description="How long a silent holder keeps an index before a standby takes over."
     )
     poll_seconds: float = Field(
         1.0, gt=0, description="Longest wait without a notification before the inbox is looked at anyway."
+    )
+    scan_hours: float = Field(
+        24.0,
+        ge=0,
+        description="Time in which the deep scan reads a whole index once and repairs what was edited behind "
+        "Sophia's back; 0 for no scan.",
     )
     max_text_bytes: int = Field(
         1_000_000, ge=1, description="A longer rendered text is parked: it is no text that people search."
@@ -95,6 +112,10 @@ class Settings(BaseSettings):
     )
     hub: bool = Field(False, description="Allow model downloads from a hub. Off: only local and packaged models.")
     device: str | None = Field(None, description="Torch device of the embedder; chosen by torch if unset.")
+    image: str | None = Field(None, description="Image that this process runs in, with its digest; for provenance.")
+    code_version: str | None = Field(
+        None, description="Version and commit of this code, for provenance; the installed package's if unset."
+    )
     docker_host: str | None = Field(None, description="Docker engine for the image assets; plan only if unset.")
     kube_context: str | None = Field(None, description="Kubernetes context for the cluster; plan only if unset.")
     n8n_url: str | None = Field(None, description="n8n base URL for the workflows; plan only if unset.")

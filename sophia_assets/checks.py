@@ -12,6 +12,9 @@ from sophia.catalog.models import Collection, Index
 from sophia.settings import Profile, load_settings
 from sophia_assets.keys import asset_key, shard_number
 
+# Keys of each kind of difference that a check's result lists; `sophia verify --json` lists all.
+MOST_KEYS = 50
+
 
 def build_index_checks(index: Index) -> dg.AssetChecksDefinition:
     """The checks of an index that is served in this profile."""
@@ -42,7 +45,7 @@ def build_index_checks(index: Index) -> dg.AssetChecksDefinition:
         wanted = {selected.name for selected in context.selected_asset_check_keys}
         with database.connect() as connection:
             version = serving_version(connection, index.name)
-            status = next(s for s in index_status(connection) if s.fingerprint == version.fingerprint)
+            status = index_status(connection, [version.id])[0]
             if "equals_source" in wanted:
                 proof = verify(
                     connection,
@@ -58,7 +61,12 @@ def build_index_checks(index: Index) -> dg.AssetChecksDefinition:
                     passed=proof.holds,
                     description=proof.sentence(),
                     metadata=proof.difference.counts()
-                    | {"documents": proof.documents, "chunks": proof.chunks, "cosine_min": proof.cosine_min or 0.0},
+                    | {
+                        "documents": proof.documents,
+                        "chunks": proof.chunks,
+                        "cosine_min": proof.cosine_min or 0.0,
+                        "keys": dg.MetadataValue.json(proof.listed(MOST_KEYS)),
+                    },
                 )
         if "lag" in wanted:
             lag = status.lag_p95_ms
@@ -118,7 +126,7 @@ def build_collection_checks(catalog: Catalog, collection: Collection, profile: P
             found = capture_health(catalog, settings, database.get(), connection, source_name or "", collection.name)
         facts: dict[str, tuple[bool, str | None, dict[str, Any]]] = {
             "slot_retention": (
-                found.slot_exists and found.retained_bytes < SLOT_FAIL_BYTES,
+                found.slot_exists and not found.at_risk and found.retained_bytes < SLOT_FAIL_BYTES,
                 found.slot_fault,
                 {"retained_bytes": found.retained_bytes, "warn_at": SLOT_WARN_BYTES},
             ),

@@ -23,6 +23,7 @@ from sophia_assets.collections import build_collections, build_sources
 from sophia_assets.indexes import build_index
 from sophia_assets.keys import PLATFORM_KINDS
 from sophia_assets.platform import build_platform_asset
+from sophia_assets.serving import build_candidate, build_gates, build_serving
 
 
 def build_definitions(catalog: Catalog, profile: Profile) -> dg.Definitions:
@@ -40,6 +41,8 @@ def build_definitions(catalog: Catalog, profile: Profile) -> dg.Definitions:
             *build_sources(catalog),
             build_collections(catalog, profile),
             *(build_index(catalog, index, profile) for index in catalog.indexes),
+            *(build_candidate(catalog, index, profile) for index in catalog.indexes),
+            *(build_serving(catalog, index, profile) for index in catalog.indexes),
         ],
     )
     jobs = build_jobs(catalog, profile, executor)
@@ -51,6 +54,7 @@ def build_definitions(catalog: Catalog, profile: Profile) -> dg.Definitions:
         assets=assets,
         asset_checks=[
             *(build_index_checks(index) for index in local_indexes(catalog, profile)),
+            *(build_gates(catalog, index, profile) for index in local_indexes(catalog, profile)),
             *(build_collection_checks(catalog, collection, profile) for collection in captured),
         ],
         jobs=[*jobs, build_rebuild_job(catalog, executor), retention],

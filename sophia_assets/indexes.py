@@ -106,12 +106,14 @@ def _repair(
     database: DatabaseResource,
     embedding: EmbeddingResource,
 ) -> dg.MaterializeResult[Any]:
+    from sophia.indexing.provenance import register_run
     from sophia.indexing.repair import Session, repair_version
     from sophia.indexing.status import index_status, lag_history
 
     settings = load_settings()
     with database.connect() as connection:
-        session = Session.open(connection, catalog, index, profile, embedding.of, settings, run=context.run_id)
+        run = register_run(connection, "dagster", settings, run=context.run_id)
+        session = Session.open(connection, catalog, index, profile, embedding.of, settings, run=run)
         shards = [shard_number(partition) for partition in context.partition_keys]
         started = time.perf_counter()
         figures = repair_version(
@@ -123,7 +125,7 @@ def _repair(
             progress=context.log.info,
         )
         seconds = time.perf_counter() - started
-        status = next(s for s in index_status(connection) if s.fingerprint == session.version.fingerprint)
+        status = index_status(connection, [session.version.id])[0]
         history = lag_history(connection, index.name)
         position = session.position(connection)
     lags = [lag for _, _, lag, _ in history]

@@ -27,6 +27,8 @@ class HashEmbedder:
         self.max_tokens = 256
         self.fingerprint = f"hash-{dimension}"
         self.pass_size = pass_size
+        self.tokens_seen = 0
+        self.pass_tokens: int | None = None
         self.texts: list[str] = []
         self.queries: list[str] = []
         self.before: Callable[[Sequence[str]], None] = lambda texts: None
@@ -37,6 +39,7 @@ class HashEmbedder:
     def embed(self, texts: Sequence[str], between: Callable[[], None] = lambda: None) -> Vectors:
         self.before(texts)
         self.texts += texts
+        self.tokens_seen += sum(self.token_counts(texts))
         for _ in range(self.pass_size, len(texts), self.pass_size):
             between()
         return np.stack([hash_vector(text, self.dimension) for text in texts])

@@ -24,7 +24,7 @@ from sophia.inbox import WHOLE_ROW, Floor
 
 @dataclass(frozen=True, slots=True)
 class CapturedTable:
-    """A table of the source and the collection that it feeds."""
+    """A table of the source and the collection that it feeds. `shape` tells whether its columns have changed."""
 
     oid: int
     schema: str
@@ -32,6 +32,7 @@ class CapturedTable:
     collection: str
     key_fields: tuple[str, ...]
     generation: int
+    shape: str = ""
 
     @property
     def qualified(self) -> str:
@@ -127,7 +128,7 @@ class Assembler:
                 for oid in message.oids:
                     table = self._tables.get(oid)
                     if table is not None and not self._skipping:
-                        self._add(table.collection, Floor(self._clock(table), self._origin()))
+                        self._add(table.collection, Floor(self._clock(table), self._origin(), self._bulk_transaction))
             case None:
                 pass
 

@@ -9,6 +9,7 @@ from psycopg.rows import TupleRow
 
 from sophia.capture import CaptureSource, postgres_sources
 from sophia.capture import source as source_sql
+from sophia.capture.source import slot_risk
 from sophia.catalog import Catalog
 from sophia.database.connect import Database, connect
 from sophia.errors import SourceError
@@ -21,10 +22,20 @@ SLOT_WARN_BYTES = 1_000_000_000
 
 @dataclass(frozen=True, slots=True)
 class CaptureHealth:
-    """Facts of one captured collection; a fault is a sentence with the fix, or None."""
+    """Facts of one captured collection; a fault is a sentence with the fix, or None.
+
+    Attributes:
+        retained_bytes: log that the server keeps for the slot.
+        safe_bytes: how much more may be written before the server gives the slot up, or None without such a limit.
+        at_risk: the slot will be lost if nothing is done.
+        unlimited: the source sets no `max_slot_wal_keep_size`, so that a stopped capture can fill its disk.
+    """
 
     slot_exists: bool
     retained_bytes: int
+    safe_bytes: int | None
+    at_risk: bool
+    unlimited: bool
     slot_fault: str | None
     in_publication: bool
     publication_fault: str | None
@@ -62,8 +73,8 @@ def _inspect(
     slot_fault = None
     if slot is None:
         slot_fault = f"slot {source.slot!r} does not exist; run `sophia capture`, which makes it and copies the tables"
-    elif slot.wal_status == "lost":
-        slot_fault = f"slot {source.slot!r} lost log that it needed; `sophia capture` will copy the tables anew"
+    elif risk := slot_risk(source.slot, slot):
+        slot_fault = risk
     elif slot.active_pid is None:
         slot_fault = f"slot {source.slot!r} is not read and holds back log; run `sophia capture`"
     published = source_sql.publication_tables(connection, source.publication) or set()
@@ -77,6 +88,9 @@ def _inspect(
     return CaptureHealth(
         slot_exists=slot is not None and slot.wal_status != "lost",
         retained_bytes=slot.retained_bytes if slot else 0,
+        safe_bytes=slot.safe_bytes if slot else None,
+        at_risk=slot is not None and slot.wal_status != "lost" and slot_risk(source.slot, slot) is not None,
+        unlimited=source_sql.log_is_unlimited(connection),
         slot_fault=slot_fault,
         in_publication=in_publication,
         publication_fault=None

@@ -4,25 +4,31 @@ Invariants:
 
 * A log position is acknowledged to the source only after the inbox transaction with all documents up to it has
   committed. That transaction also stores the position, so a restart resumes exactly there, and checks the epoch
-  that this process took, so a process that woke up after its successor started writes nothing.
-* A snapshot counts only when its table is marked complete. A slot whose first snapshot never completed is dropped
-  and made anew.
+  that this process took, so a process that woke up after its successor started writes nothing. It takes its locks in
+  one order: the capture's row, then the collections by name.
+* A snapshot counts only when its table is marked complete. One that was cut off goes on where it was, under the slot
+  that kept the log since it began; see `sophia.capture.snapshot`. A slot whose position was never stored is dropped.
 * When nothing is outstanding, the server's keepalive positions are confirmed, so an idle table holds back no log.
 
 A slot that is gone, lost, or ahead of what we stored, and a server with another identity or an earlier position,
-begin a new generation: snapshot again, then sweep what it did not bring.
+begin a new generation: snapshot again, then sweep what it did not bring. The generation, its floors and the slot's
+position are stored in one transaction right after the slot was made, so this too goes on where it was cut off.
+
+A captured table that does not exist any more is reported, and the others go on.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from threading import Event
 
 import psycopg
+from psycopg import sql as composed
 from psycopg.rows import TupleRow
 
 from sophia import inbox, sql
@@ -30,12 +36,13 @@ from sophia.capture import source as source_sql
 from sophia.capture.assembler import Assembler, CapturedTable, Taken
 from sophia.capture.replication import ReplicationConnection
 from sophia.capture.reread import incomplete_keys, reread
-from sophia.capture.snapshot import Progress, copy_table
+from sophia.capture.snapshot import Progress, begin_copy, copy_table
 from sophia.capture.source import Server, SourceTable
 from sophia.capture.values import SESSION_OPTIONS
 from sophia.database.connect import Database, connect
 from sophia.documents import Clock, format_lsn, parse_lsn
 from sophia.errors import FencedError, SophiaError, SourceError, TemporaryError
+from sophia.failpoints import failpoint
 from sophia.settings import CaptureSettings
 
 logger = logging.getLogger("sophia.capture")
@@ -61,6 +68,17 @@ class CaptureSource:
     publication: str
     slot: str
     bindings: tuple[Binding, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Copy:
+    """A table to copy; `after` and `rows` say how far an earlier copy came."""
+
+    binding: Binding
+    table: SourceTable
+    clock: Clock
+    after: tuple[str, ...] | None = None
+    rows: int = 0
 
 
 class Capture:
@@ -90,7 +108,7 @@ class Capture:
         try:
             while not stop.is_set():
                 with self._database.connect("sophia-capture") as own:
-                    start, tables = self._prepare(own, stop)
+                    start, tables = self._prepare(own)
                     if stop.is_set():
                         return
                     self._stream(own, start, tables, stop)
@@ -99,24 +117,23 @@ class Capture:
 
     # ---- set up and snapshot -----------------------------------------------------------------------------
 
-    def _prepare(self, own: Connection, stop: Event) -> tuple[int, dict[int, CapturedTable]]:
+    def _prepare(self, own: Connection) -> tuple[int, dict[int, CapturedTable]]:
         """Publication, slot and snapshots. Returns where to stream from and the captured tables by oid."""
         spec = self._source
         with connect(spec.url, "sophia-capture-setup", options=SESSION_OPTIONS) as source:
             server = source_sql.inspect_server(source)
-            found = source_sql.inspect_tables(source, [(b.table, b.key) for b in spec.bindings])
-            # What changed while a table was not published is in no stream: it is copied again, even if we die here.
-            absent = {table.oid for table in source_sql.unpublished(source, spec.publication, found)}
-            own.execute(
-                Q["forget_collections"],
-                {
-                    "source": spec.name,
-                    "names": [b.collection for b, t in zip(spec.bindings, found, strict=True) if t.oid in absent],
-                },
-            )
-            source_sql.ensure_publication(source, spec.publication, found)
-            for binding, table in zip(spec.bindings, found, strict=True):
+            wanted = self._inspect_tables(own, source)
+            tables = [table for _, table in wanted]
+            # What changed while a table was not (wholly) published is in no stream: it is copied again from the
+            # start, even if we die here.
+            absent = source_sql.unpublished(source, spec.publication, tables)
+            absent += source_sql.restricted(source, spec.publication, tables)
+            names = [binding.collection for binding, table in wanted if table in absent]
+            own.execute(Q["forget_collections"], {"source": spec.name, "names": names})
+            source_sql.ensure_publication(source, spec.publication, tables)
+            for binding, table in wanted:
                 inbox.ensure_collection(own, binding.collection, table.key_fields)
+            shapes = {table.oid: source_sql.table_shape(source, table) for table in tables}
             start = self._resume_position(own, source, server)
         row = own.execute(
             Q["take_epoch"],
@@ -129,18 +146,39 @@ class Capture:
         ).fetchone()
         assert row is not None  # noqa: S101
         self._epoch = row[0]
-        wanted = list(zip(spec.bindings, found, strict=True))
         if start is None:
-            start = self._new_generation(own, server, wanted)
+            start = self._new_generation(own, server, wanted, shapes)
         else:
-            state = {
-                name: (oid, complete) for name, _, oid, _, complete in own.execute(Q["tables"], {"source": spec.name})
-            }
-            added = [(b, t) for b, t in wanted if state.get(b.collection) != (t.oid, True)]
-            if added:
-                self._snapshot(own, added, slot=f"{spec.slot}_{self._epoch}", temporary=True, generation=None)
+            self._go_on(own, wanted, shapes)
         self.ready.set()
-        return start, self._captured(own, wanted)
+        return start, self._captured(own, wanted, shapes)
+
+    def _inspect_tables(self, own: Connection, source: Connection) -> list[tuple[Binding, SourceTable]]:
+        """The tables to capture. One that was captured before and is gone now is reported and left out.
+
+        Raises:
+            SourceError: a table is at fault, or none is left.
+        """
+        bindings = self._source.bindings
+        captured = {row[0] for row in own.execute(Q["tables"], {"source": self._source.name})}
+        wanted, faults = [], []
+        for binding, found in zip(
+            bindings, source_sql.inspect_tables(source, [(b.table, b.key) for b in bindings]), strict=True
+        ):
+            if isinstance(found, SourceTable):
+                wanted.append((binding, found))
+            elif binding.collection in captured:
+                self._report_gone(own, binding.collection, found)
+            else:
+                faults.append(found)
+        if faults:
+            raise SourceError("\n".join(faults))
+        return wanted
+
+    @staticmethod
+    def _report_gone(own: Connection, collection: str, reason: str) -> None:
+        logger.error("%s", reason)
+        inbox.park(own, collection, None, stage="capture", reason=reason)
 
     def _resume_position(self, own: Connection, source: Connection, server: Server) -> int | None:
         """The position to stream from, or None when a new generation must begin."""
@@ -165,19 +203,16 @@ class Capture:
         if system != server.system_identifier:
             reason = "the source is another server than before"
         elif confirmed is None:
-            reason = "the first snapshot was never completed"
+            reason = "it never got as far as a snapshot"
         elif server.lsn < parse_lsn(confirmed):
             reason = "the source's log is behind what was captured: it was restored"
         elif slot.wal_status == "lost":
             reason = "the server removed log that the slot still needed"
         elif slot.confirmed_lsn is not None and slot.confirmed_lsn > parse_lsn(confirmed):
             reason = "the slot was moved ahead of what was captured"
-        elif not any(complete for *_, complete in own.execute(Q["tables"], {"source": spec.name})):
-            reason = "the first snapshot was never completed"
         if reason is None:
             return parse_lsn(confirmed)
         logger.warning("capturing %s anew: %s", spec.name, reason)
-        source.execute("SELECT pg_drop_replication_slot(%s)", [spec.slot])
         return None
 
     def _wait_released(self, source: Connection, seconds: float = 5.0) -> bool:
@@ -190,63 +225,108 @@ class Capture:
             time.sleep(0.1)
         return False
 
-    def _new_generation(self, own: Connection, server: Server, wanted: Sequence[tuple[Binding, SourceTable]]) -> int:
-        row = own.execute(Q["generation"], {"names": [b.collection for b, _ in wanted]}).fetchone()
-        generation = int(row[0]) + 1 if row else 1
-        own.execute(Q["forget_tables"], {"source": self._source.name})
-        return self._snapshot(
-            own, wanted, slot=self._source.slot, temporary=False, generation=generation, system=server.system_identifier
-        )
-
-    def _snapshot(
+    def _new_generation(
         self,
         own: Connection,
-        tables: Sequence[tuple[Binding, SourceTable]],
-        *,
-        slot: str,
-        temporary: bool,
-        generation: int | None,
-        system: str | None = None,
+        server: Server,
+        wanted: Sequence[tuple[Binding, SourceTable]],
+        shapes: Mapping[int, str],
     ) -> int:
-        """Make a slot, copy the tables from its exported snapshot, return its consistent point."""
+        """Make the slot and copy every table under a new generation. Returns the slot's consistent point."""
+        spec = self._source
+        row = own.execute(Q["generation"], {"names": [binding.collection for binding, _ in wanted]}).fetchone()
+        generation = int(row[0]) + 1 if row else 1
+        row = own.execute(Q["abandon"], {"source": spec.name, "epoch": self._epoch}).fetchone()
+        self._fenced(row is not None and row[0] == 1)
         with self._replication() as replication:
-            if not temporary:
-                with connect(self._source.url, "sophia-capture-setup") as source:
-                    if source_sql.inspect_slot(source, slot) is not None:
-                        source.execute("SELECT pg_drop_replication_slot(%s)", [slot])
-            point, snapshot_name = replication.create_slot(slot, temporary=temporary)
-            if system is not None:
+            with connect(spec.url, "sophia-capture-setup") as source:
+                if source_sql.inspect_slot(source, spec.slot) is not None:
+                    source.execute("SELECT pg_drop_replication_slot(%s)", [spec.slot])
+            point, snapshot = replication.create_slot(spec.slot, temporary=False)
+            failpoint("capture.slot_created")
+            clock = Clock(generation, point, 0)
+            with own.transaction():
+                self._confirm(own, None)
                 own.execute(
-                    Q["begin_generation"], {"source": self._source.name, "system": system, "lsn": format_lsn(point)}
+                    Q["begin_generation"],
+                    {"source": spec.name, "system": server.system_identifier, "lsn": format_lsn(point)},
                 )
-            with connect(
-                self._source.url, "sophia-capture-snapshot", autocommit=False, options=SESSION_OPTIONS
-            ) as source:
-                source.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
-                source.execute(f"SET TRANSACTION SNAPSHOT '{snapshot_name}'")
-                for binding, table in tables:
-                    of = generation if generation is not None else self._generation(own, binding.collection)
-                    rows = copy_table(
-                        source,
-                        own,
-                        source_name=self._source.name,
-                        collection=binding.collection,
-                        table=table,
-                        clock=Clock(of, point, 0),
-                        batch_documents=self._settings.batch_documents,
-                        guard=lambda: self._confirm(own, None),
-                        progress=self._progress,
-                    )
-                    logger.info("snapshot of %s: %d rows at %s", table.qualified, rows, format_lsn(point))
-                source.rollback()
-            return point
+                # In the order of their names, as every transaction locks its collections.
+                for binding, table in sorted(wanted, key=lambda pair: pair[0].collection):
+                    self._begin_copy(own, binding, table, shapes[table.oid], clock)
+            failpoint("capture.generation_begun")
+            self._copy(own, snapshot, [_Copy(binding, table, clock) for binding, table in wanted])
+        return point
+
+    def _go_on(self, own: Connection, wanted: Sequence[tuple[Binding, SourceTable]], shapes: Mapping[int, str]) -> None:
+        """Copy the tables that were added, altered or made anew, and what is left of those that were cut off."""
+        recorded = {
+            name: (oid, shape, complete, last_key, rows)
+            for name, _, oid, complete, last_key, shape, rows in own.execute(Q["tables"], {"source": self._source.name})
+        }
+        todo = [(b, t) for b, t in wanted if recorded.get(b.collection, ())[:3] != (t.oid, shapes[t.oid], True)]
+        if not todo:
+            return
+        # A table that was away when a generation began joins it now: positions of an older one may be higher.
+        row = own.execute(Q["generation"], {"names": [binding.collection for binding, _ in wanted]}).fetchone()
+        newest = int(row[0]) if row else 1
+        with self._replication() as replication:
+            point, snapshot = replication.create_slot(f"{self._source.slot}_{self._epoch}", temporary=True)
+            copies = []
+            for binding, table in todo:
+                oid, shape, _, last_key, rows = recorded.get(binding.collection, (None, None, False, None, 0))
+                if last_key is not None and (oid, shape) == (table.oid, shapes[table.oid]):
+                    clock = Clock(self._generation(own, binding.collection), point, 0)
+                    copies.append(_Copy(binding, table, clock, tuple(last_key), rows))
+                    continue
+                clock = Clock(newest, point, 0)
+                with own.transaction():
+                    self._confirm(own, None)
+                    self._begin_copy(own, binding, table, shapes[table.oid], clock)
+                copies.append(_Copy(binding, table, clock))
+            self._copy(own, snapshot, copies)
+
+    def _begin_copy(self, own: Connection, binding: Binding, table: SourceTable, shape: str, clock: Clock) -> None:
+        begin_copy(
+            own,
+            source_name=self._source.name,
+            collection=binding.collection,
+            table=table,
+            shape=shape,
+            clock=clock,
+        )
+
+    def _copy(self, own: Connection, snapshot: str, copies: Sequence[_Copy]) -> None:
+        """Copy tables from an exported snapshot."""
+        with connect(self._source.url, "sophia-capture-snapshot", autocommit=False, options=SESSION_OPTIONS) as source:
+            source.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
+            source.execute(composed.SQL("SET TRANSACTION SNAPSHOT {}").format(composed.Literal(snapshot)))
+            for copy in copies:
+                rows = copy_table(
+                    source,
+                    own,
+                    source_name=self._source.name,
+                    collection=copy.binding.collection,
+                    table=copy.table,
+                    clock=copy.clock,
+                    batch_documents=self._settings.batch_documents,
+                    batch_bytes=self._settings.batch_bytes,
+                    guard=lambda: self._confirm(own, None),
+                    after=copy.after,
+                    rows=copy.rows,
+                    progress=self._progress,
+                )
+                logger.info("snapshot of %s: %d rows at %s", copy.table.qualified, rows, format_lsn(copy.clock[1]))
+            source.rollback()
 
     @staticmethod
     def _generation(own: Connection, collection: str) -> int:
         row = own.execute(Q["collection_generation"], {"name": collection}).fetchone()
         return int(row[0]) if row else 1
 
-    def _captured(self, own: Connection, wanted: Sequence[tuple[Binding, SourceTable]]) -> dict[int, CapturedTable]:
+    def _captured(
+        self, own: Connection, wanted: Sequence[tuple[Binding, SourceTable]], shapes: Mapping[int, str]
+    ) -> dict[int, CapturedTable]:
         return {
             table.oid: CapturedTable(
                 table.oid,
@@ -255,6 +335,7 @@ class Capture:
                 binding.collection,
                 table.key_fields,
                 self._generation(own, binding.collection),
+                shapes[table.oid],
             )
             for binding, table in wanted
         }
@@ -269,7 +350,19 @@ class Capture:
         assembler = Assembler(tables, start, self._settings.bulk_transaction)
         with self._replication() as stream:
             stream.start(self._source.slot, self._source.publication, start)
+            self._check_slot(start)
             self._pump(own, stream, assembler, tables, start, stop)
+
+    def _check_slot(self, start: int) -> None:
+        """Now that the slot is ours alone: that nobody replaced or moved it since we looked.
+
+        Raises:
+            TemporaryError: it would not send all since `start`.
+        """
+        with connect(self._source.url, "sophia-capture-setup") as source:
+            slot = source_sql.inspect_slot(source, self._source.slot)
+        if slot is None or (slot.confirmed_lsn is not None and slot.confirmed_lsn > start):
+            raise TemporaryError(f"slot {self._source.slot!r} was moved ahead of {format_lsn(start)}; starting again")
 
     def _pump(
         self,
@@ -310,18 +403,26 @@ class Capture:
             stream.wait(min(0.5, settings.status_seconds))
 
     def _flush(self, own: Connection, stream: ReplicationConnection, taken: Taken, confirmed: int) -> int:
-        """One inbox transaction; then, and only then, the acknowledgement."""
-        with own.transaction():
-            for collection in sorted(taken.events):
-                inbox.accept(own, collection, taken.events[collection])
+        """One inbox transaction; then, and only then, the acknowledgement.
+
+        It waits for the database twice: for its locks, and for all the rest with the commit.
+        """
+        with _pipelined_transaction(own):
+            fence = self._send_confirm(own, taken.end_lsn)
+            locked = inbox.lock(own, list(taken.events))
+            self._fenced(fence.fetchone() is not None)
+            for name, events in taken.events.items():
+                inbox.take(own, locked[name], events)
             for parked in taken.parked:
                 inbox.park(
                     own, parked.collection, parked.key, stage="capture", reason=parked.reason, clock=parked.clock
                 )
-            self._confirm(own, taken.end_lsn)
+            failpoint("capture.flush.before_commit")
+        failpoint("capture.flush.after_commit")
         if taken.end_lsn is not None and taken.end_lsn > confirmed:
             confirmed = taken.end_lsn
             stream.confirm(confirmed)
+            failpoint("capture.acknowledged")
         return confirmed
 
     def _confirm(self, own: Connection, lsn: int | None) -> None:
@@ -330,16 +431,24 @@ class Capture:
         Raises:
             FencedError: another capture of this source has started since.
         """
-        cursor = own.execute(
+        self._fenced(self._send_confirm(own, lsn).fetchone() is not None)
+
+    def _send_confirm(self, own: Connection, lsn: int | None) -> psycopg.Cursor[TupleRow]:
+        """The statement of `_confirm`; it yields no row if another capture has started since."""
+        return own.execute(
             Q["confirm"],
             {"source": self._source.name, "epoch": self._epoch, "lsn": format_lsn(lsn) if lsn is not None else None},
             prepare=True,
         )
-        if cursor.rowcount == 0:
+
+    def _fenced(self, ours: bool) -> None:
+        if not ours:
             raise FencedError(f"another capture of {self._source.name!r} has taken over; this one stops")
 
     def _reread_incomplete(self, own: Connection, tables: dict[int, CapturedTable]) -> None:
         """Read rows again whose documents lack columns; aside, since making a slot waits for open transactions."""
+        for table in tables.values():
+            inbox.resolve_outgrown(own, table.collection)
         wanted = {table.collection: incomplete_keys(own, table.collection) for table in tables.values()}
         if not any(wanted.values()) or self._rereading.locked():
             return
@@ -355,17 +464,42 @@ class Capture:
         threading.Thread(target=work, name="reread", daemon=True).start()
 
     def _tables_changed(self, own: Connection, tables: dict[int, CapturedTable]) -> bool:
-        """Whether a table was dropped and created anew, or has left the publication: set up again.
+        """Whether a table was altered, made anew, or is not wholly published any more: set up again.
 
-        A table that is gone altogether is reported and does not stop the capture of the others.
+        A table that is gone altogether is reported and does not stop the capture of the others. So is a slot that the
+        server is about to give up.
         """
         with connect(self._source.url, "sophia-capture-setup") as source:
+            slot = source_sql.inspect_slot(source, self._source.slot)
+            if slot is not None and (risk := source_sql.slot_risk(self._source.slot, slot)):
+                logger.warning("%s", risk)
             found = []
-            for table in tables.values():
+            for binding in self._source.bindings:
                 try:
-                    found.append(source_sql.inspect_table(source, table.qualified, table.key_fields))
+                    found.append(source_sql.inspect_table(source, binding.table, binding.key))
                 except SourceError as error:
-                    logger.error("%s", error)
-                    inbox.park(own, table.collection, None, stage="capture", reason=str(error))
-            changed = any(table.oid not in tables for table in found)
-            return changed or bool(source_sql.unpublished(source, self._source.publication, found))
+                    self._report_gone(own, binding.collection, str(error))
+            publication = self._source.publication
+            return (
+                any(
+                    table.oid not in tables or tables[table.oid].shape != source_sql.table_shape(source, table)
+                    for table in found
+                )
+                or bool(source_sql.unpublished(source, publication, found))
+                or bool(source_sql.restricted(source, publication, found))
+            )
+
+
+@contextlib.contextmanager
+def _pipelined_transaction(connection: Connection) -> Iterator[None]:
+    """A transaction in pipeline mode; psycopg's own would wait for BEGIN and for COMMIT alone."""
+    try:
+        with connection.pipeline():
+            connection.execute("BEGIN")
+            yield
+            connection.execute("COMMIT")
+    except BaseException:
+        # Of a connection that broke nothing is left to roll back.
+        with contextlib.suppress(psycopg.Error):
+            connection.rollback()
+        raise

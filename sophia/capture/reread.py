@@ -24,6 +24,7 @@ from sophia.capture.source import columns
 from sophia.capture.values import SESSION_OPTIONS
 from sophia.database.connect import connect
 from sophia.documents import Change, Clock, Key, Origin
+from sophia.failpoints import failpoint
 
 logger = logging.getLogger("sophia.capture")
 Connection = psycopg.Connection[TupleRow]
@@ -55,10 +56,13 @@ def reread(
             for table in tables.values():
                 keys = wanted.get(table.collection, ())
                 if keys:
-                    changes = _read(source, table, keys, Clock(table.generation, point, 0))
+                    clock = Clock(table.generation, point, 0)
+                    changes = _read(source, table, keys, clock)
                     with own.transaction():
                         inbox.accept(own, table.collection, changes)
-                        inbox.resolve(own, table.collection, keys)
+                        inbox.resolve(own, table.collection, keys, clock)
+                        failpoint("capture.reread.before_commit")
+                    failpoint("capture.reread.after_commit")
                     count += len(changes)
                     logger.info("read %d rows of %s again", len(changes), table.qualified)
             source.rollback()
@@ -81,8 +85,8 @@ def _read(source: Connection, table: CapturedTable, keys: Sequence[Key], clock: 
     )
     where = composed.SQL(" WHERE ({}) IN ({})").format(names, values)
     found: dict[Key, Change] = {}
-    for offset, row in enumerate(read_rows(source, table.schema, table.table, described, where)):
-        change = row_change(table.schema, table.table, table.key_fields, row, offset, clock, bulk=False)
+    for row in read_rows(source, table.schema, table.table, described, where):
+        change = row_change(table.key_fields, row, clock, snapshot=False)
         found[change.key] = change
     gone = [Change(key, "d", clock, None, origin=Origin(clock.position)) for key in keys if key not in found]
     return [*found.values(), *gone]

@@ -20,6 +20,11 @@ from sophia.errors import SourceError
 
 Connection = psycopg.Connection[TupleRow]
 Q = sql.load("source")
+RAISE_LIMIT = "ALTER SYSTEM SET max_slot_wal_keep_size = '{}'; SELECT pg_reload_conf()"
+
+
+class NoTableError(SourceError):
+    """A table does not exist in the source."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,13 +55,20 @@ class SourceTable:
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """A logical replication slot. `retained_bytes` is the log that the server keeps for it."""
+    """A logical replication slot.
+
+    Attributes:
+        wal_status: reserved, extended, unreserved or lost.
+        retained_bytes: log that the server keeps for it.
+        safe_bytes: how much log may still be written before the slot is lost, or None if the server sets no limit.
+    """
 
     database: str
     active_pid: int | None
     confirmed_lsn: int | None
     wal_status: str
     retained_bytes: int
+    safe_bytes: int | None
 
 
 def inspect_server(connection: Connection) -> Server:
@@ -83,11 +95,12 @@ def inspect_table(connection: Connection, table: str, key: Sequence[str] = ()) -
     """Check one table; `key` overrides its primary key.
 
     Raises:
-        SourceError: it does not exist, is not readable, has no key, or a replica identity without the key.
+        NoTableError: it does not exist.
+        SourceError: it is not readable, has no key, or a replica identity without the key.
     """
     row = connection.execute(Q["table"], {"table": table}).fetchone()
     if row is None:
-        raise SourceError(f"{table}: does not exist in the source; create it or take it out of the catalog")
+        raise NoTableError(f"{table}: does not exist in the source; create it or take it out of the catalog")
     oid, kind, identity, schema, name, primary, identity_index, readable = row
     if kind not in ("r", "p"):
         raise SourceError(f"{table}: is not a table; only tables and partitioned tables can be captured")
@@ -108,26 +121,43 @@ def inspect_table(connection: Connection, table: str, key: Sequence[str] = ()) -
     return SourceTable(oid, schema, name, identity, key_fields, partitioned=kind == "p")
 
 
-def inspect_tables(connection: Connection, wanted: Sequence[tuple[str, Sequence[str]]]) -> list[SourceTable]:
-    """Check several tables, reporting all faults at once.
+def inspect_tables(connection: Connection, wanted: Sequence[tuple[str, Sequence[str]]]) -> list[SourceTable | str]:
+    """Check several tables, reporting all faults at once. In place of a table that does not exist stands why.
 
     Raises:
-        SourceError: with a line for each table at fault.
+        SourceError: none exists, or others are at fault; with a line for each table at fault.
     """
-    tables, faults = [], []
+    found: list[SourceTable | str] = []
+    faults, gone = [], []
     for table, key in wanted:
         try:
-            tables.append(inspect_table(connection, table, key))
+            found.append(inspect_table(connection, table, key))
+        except NoTableError as error:
+            gone.append(str(error))
+            faults.append(str(error))
+            found.append(str(error))
         except SourceError as error:
             faults.append(str(error))
-    if faults:
+    if len(faults) > len(gone) or len(gone) == len(wanted):
         raise SourceError("\n".join(faults))
-    return tables
+    return found
 
 
 def columns(connection: Connection, oid: int) -> list[tuple[str, int]]:
     """Names and type oids of a table's columns, without generated ones (the stream does not carry those)."""
     return [(name, type_oid) for name, type_oid in connection.execute(Q["columns"], {"oid": oid})]
+
+
+def table_shape(connection: Connection, table: SourceTable) -> str:
+    """The columns of a table with their types and collations, and its key, as one text to compare."""
+    row = connection.execute(Q["shape"], {"oid": table.oid, "key": list(table.key_fields)}).fetchone()
+    return str(row[0]) if row else ""
+
+
+def restricted(connection: Connection, publication: str, tables: Sequence[SourceTable]) -> list[SourceTable]:
+    """The tables of which a publication leaves out rows (`WHERE`) or columns (a column list)."""
+    oids = {row[0] for row in connection.execute(Q["restricted"], {"publication": publication})}
+    return [table for table in tables if table.oid in oids]
 
 
 def publication_tables(connection: Connection, publication: str) -> set[str] | None:
@@ -152,6 +182,12 @@ def ensure_publication(connection: Connection, publication: str, tables: Sequenc
     options = connection.execute(Q["publication"], {"publication": publication}).fetchone()
     if options is not None:
         _check_publication(publication, *options, tables=tables)
+        for table in restricted(connection, publication, tables):
+            raise SourceError(
+                f"publication {publication!r} leaves out rows or columns of {table.qualified}; run "
+                f"`ALTER PUBLICATION {publication} DROP TABLE {table.qualified}` and "
+                f"`ALTER PUBLICATION {publication} ADD TABLE {table.qualified}`"
+            )
     absent = unpublished(connection, publication, tables)
     if not absent:
         return
@@ -204,7 +240,27 @@ def inspect_slot(connection: Connection, slot: str) -> Slot | None:
     row = connection.execute(Q["slot"], {"slot": slot}).fetchone()
     if row is None:
         return None
-    plugin, kind, database, active_pid, confirmed, wal_status, retained = row
+    plugin, kind, database, active_pid, confirmed, wal_status, retained, safe = row
     if kind != "logical" or plugin != "pgoutput":
         raise SourceError(f"slot {slot!r} exists but is {kind}/{plugin}; name another slot in the catalog")
-    return Slot(database, active_pid, parse_lsn(confirmed) if confirmed else None, wal_status, retained or 0)
+    return Slot(database, active_pid, parse_lsn(confirmed) if confirmed else None, wal_status, retained or 0, safe)
+
+
+def log_is_unlimited(connection: Connection) -> bool:
+    """Whether the server keeps log for a slot until its disk is full."""
+    return connection.execute(Q["keep_size"]).fetchone() == ("-1",)
+
+
+def slot_risk(name: str, slot: Slot) -> str | None:
+    """Why a slot is lost or near to it, with the fix, or None."""
+    if slot.wal_status == "lost":
+        return f"slot {name!r} lost log that it needed; `sophia capture` will copy the tables anew"
+    more = RAISE_LIMIT.format(f"{max(slot.retained_bytes * 4 // 1_000_000, 1_000)}MB")
+    if slot.wal_status == "unreserved":
+        return f"slot {name!r} is lost at the source's next checkpoint; run `sophia capture` at once, or first: {more}"
+    if slot.safe_bytes is not None and slot.safe_bytes < slot.retained_bytes:
+        return (
+            f"slot {name!r} holds back {slot.retained_bytes / 1e6:,.0f} MB of log and is lost after "
+            f"{slot.safe_bytes / 1e6:,.0f} MB more; see that `sophia capture` runs and keeps up, or: {more}"
+        )
+    return None

@@ -1,19 +1,26 @@
-"""Commands that change something: load, repair, migrate, wait."""
+"""Commands that change something: load, repair, promote, rollback, retire, erase, migrate, wait."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sophia.cli.context import Json, begin, connected, show_json
+from sophia.cli.context import Json, begin, connected, show_json, show_table
+
+if TYPE_CHECKING:
+    from sophia.indexing.versions import IndexVersion
 
 
 def register(app: typer.Typer) -> None:
     """Add this module's commands."""
     app.command()(load)
     app.command()(repair)
+    app.command()(promote)
+    app.command()(rollback)
+    app.command()(retire)
+    app.command()(erase)
     app.command()(migrate)
     app.command()(wait)
 
@@ -53,6 +60,7 @@ def repair(
 ) -> None:
     """Compare an index with its documents and mend what differs, embedding only that."""
     from sophia.embedding import load_embedder
+    from sophia.indexing.provenance import register_run
     from sophia.indexing.repair import Session, repair_version
 
     context = begin()
@@ -65,7 +73,7 @@ def repair(
             settings.profile,
             lambda version: load_embedder(version.model, version.index.precision, settings),
             settings,
-            run="cli",
+            run=register_run(connection, "cli", settings),
         )
         figures = repair_version(
             connection,
@@ -79,6 +87,139 @@ def repair(
         show_json({"documents": figures.documents, "embedded": figures.embedded, "parked": figures.parked})
         return
     typer.echo(f"{figures.documents} documents written, {figures.embedded} texts embedded")
+
+
+def promote(
+    index: Annotated[str, typer.Argument(help="Name of the index.")],
+    number: Annotated[
+        int | None, typer.Option("--version", help="Version to promote; the one that the catalog asks for if unset.")
+    ] = None,
+    skip_gates: Annotated[bool, typer.Option("--skip-gates", help="Switch without asking the gates.")] = False,
+    as_json: bool = Json,
+) -> None:
+    """Let another version of an index serve, once its gates pass. Exit code 1 if one does not."""
+    from sophia.embedding import load_embedder
+    from sophia.errors import SophiaError
+    from sophia.indexing.gates import run_gates
+    from sophia.indexing.promotion import promote as switch_to
+    from sophia.indexing.versions import candidate_version, numbered_version, serving_version
+    from sophia.stores import store_of
+
+    context = begin()
+    settings = context.settings
+    with connected(context) as (_, connection):
+        serving = serving_version(connection, index)
+        if number is None:
+            wanted = context.catalog.index(index)
+            version = candidate_version(connection, context.catalog, wanted, settings.profile)
+            if version is None:
+                raise SophiaError(
+                    f"the version of {index!r} that the catalog asks for was not begun yet; run `sophia repair {index}`"
+                )
+        else:
+            version = numbered_version(connection, index, number)
+        store = store_of(version.store)
+        loaded: dict[int, Any] = {}
+
+        def embedder_of(version: IndexVersion) -> Any:
+            if version.id not in loaded:
+                loaded[version.id] = load_embedder(version.model, version.index.precision, settings)
+            return loaded[version.id]
+
+        gates = []
+        if version.id != serving.id and not skip_gates:
+            for gate in run_gates(connection, version, store, embedder_of, serving=serving):
+                gates.append(gate)
+                if not as_json:
+                    typer.echo(f"{'pass' if gate.passed else 'FAIL'}  {gate.name}: {gate.sentence}")
+        failed = [gate.name for gate in gates if not gate.passed]
+        switch = None if failed else switch_to(connection, version, store)
+    if as_json:
+        shown = [{name: getattr(gate, name) for name in gate.__slots__} for gate in gates]
+        serves = serving.number if switch is None else switch.now
+        show_json({"index": index, "before": serving.number, "serves": serves, "gates": shown})
+    elif switch is None:
+        typer.echo(f"v{serving.number} goes on serving: v{version.number} does not pass {', '.join(failed)}")
+    elif switch.switched:
+        typer.echo(f"v{switch.now} serves; v{switch.before} goes on being fed: `sophia rollback {index}` goes back")
+    else:
+        typer.echo(f"nothing to promote: v{switch.now} serves already")
+    if failed:
+        raise typer.Exit(1)
+
+
+def rollback(
+    index: Annotated[str, typer.Argument(help="Name of the index.")],
+    as_json: bool = Json,
+) -> None:
+    """Go back to the version that served before; it was fed all the time, so no change is lost."""
+    from sophia.indexing.promotion import rollback as go_back
+    from sophia.stores import store_of
+
+    with connected(begin()) as (_, connection):
+        switch = go_back(connection, index, store_of)
+    if as_json:
+        show_json({"index": index, "before": switch.before, "serves": switch.now})
+        return
+    typer.echo(f"v{switch.now} serves again; v{switch.before} goes on being fed")
+
+
+def retire(
+    index: Annotated[str, typer.Argument(help="Name of the index.")],
+    number: Annotated[int, typer.Argument(metavar="VERSION", help="Its number, as `sophia versions` shows it.")],
+    as_json: bool = Json,
+) -> None:
+    """End a version that does not serve: its vectors and its ledger are removed."""
+    from sophia.indexing.promotion import retire as end
+    from sophia.indexing.versions import numbered_version
+    from sophia.stores import store_of
+
+    with connected(begin()) as (_, connection):
+        version = numbered_version(connection, index, number)
+        removed = end(connection, version, store_of(version.store))
+    if as_json:
+        show_json({"index": index, "version": number, "ledger_rows": removed})
+        return
+    typer.echo(f"{version.label} is retired: its store is dropped, {removed} ledger rows are removed")
+
+
+def erase(
+    collection: Annotated[str, typer.Argument(help="Name of the collection.")],
+    key: Annotated[str, typer.Argument(help='Key of the document: 42, abc, or ["a", 2].')],
+    force: Annotated[bool, typer.Option("--force", help="Also while the source still has the row.")] = False,
+    rewrite: Annotated[
+        bool, typer.Option("--rewrite", help="Write the touched tables anew, locking each for that time.")
+    ] = False,
+    as_json: bool = Json,
+) -> None:
+    """Remove a document from everything that is kept. Exit code 3 if old snapshots still keep its dead rows."""
+    from sophia.documents import parse_key
+    from sophia.erasure import REMAINS
+    from sophia.erasure import erase as remove
+
+    with connected(begin()) as (_, connection):
+        done = remove(connection, collection, parse_key(key), force=force, rewrite=rewrite)
+    if as_json:
+        show_json(done.to_json())
+    else:
+        show_table("removed", ["place", "rows"], sorted(done.removed.items()), right=["rows"])
+        if done.vacuumed:
+            typer.echo(f"vacuumed: {', '.join(done.vacuumed)}")
+        typer.echo(f"kept: that a document with the key hash {done.key_hash} was erased")
+        typer.echo("not ours to remove:")
+        for place in REMAINS:
+            typer.echo(f"  {place}")
+        if not done.deleted:
+            typer.echo("the source still has the row: its next change or copy brings it back")
+    if done.kept_by:
+        sessions = ", ".join(f"pid {pid}" if pid else "a slot or prepared transaction" for pid in done.kept_by)
+        typer.secho(
+            f"sophia: removed, but {sessions} may still see the rows, so they stay in the files; end these and run "
+            "this again",
+            err=True,
+            fg=typer.colors.RED,
+        )
+        raise typer.Exit(3)
 
 
 def migrate() -> None:

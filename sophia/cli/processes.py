@@ -23,18 +23,21 @@ def capture() -> None:
     from sophia.capture import Capture, postgres_sources
     from sophia.database import open_database
     from sophia.errors import ConfigurationError
-    from sophia.services.worker import run_together, stop_on_signals
+    from sophia.services.metrics import CaptureMetrics, exposed
+    from sophia.services.worker import Loop, run_together, stop_on_signals
 
     context = begin()
+    settings = context.settings.capture
     database = open_database(context.settings)
     sources = postgres_sources(context.catalog, context.settings, database)
     if not sources:
         raise ConfigurationError(f"no PostgreSQL source has collections in profile {context.settings.profile!r}")
     stop = stop_on_signals()
-    run_together(
-        [(f"capture {s.name}", Capture(s, database, context.settings.capture).run) for s in sources],
-        stop,
-    )
+    captures = [Capture(source, database, settings) for source in sources]
+    loops = [Loop(f"capture {s.name}", c.run, c.ready) for s, c in zip(sources, captures, strict=True)]
+    metrics = CaptureMetrics(database, sources)
+    with exposed(metrics, settings.metrics_host, settings.metrics_port, loops, "SOPHIA_CAPTURE__METRICS_PORT"):
+        run_together(loops, stop)
 
 
 def indexer(
@@ -43,12 +46,18 @@ def indexer(
     """Keep this profile's indexes in step with the inbox."""
     from sophia.database import open_database
     from sophia.indexing.indexer import Indexer
-    from sophia.services.worker import run_together, stop_on_signals
+    from sophia.services.metrics import IndexerMetrics, exposed
+    from sophia.services.worker import Loop, run_together, stop_on_signals
 
     context = begin()
+    settings = context.settings.indexer
     database = open_database(context.settings)
     stop = stop_on_signals()
-    run_together([("indexer", Indexer(context.catalog, database, context.settings, bulk=not live_only).run)], stop)
+    metrics = IndexerMetrics(database)
+    indexing = Indexer(context.catalog, database, context.settings, bulk=not live_only, observe=metrics.observe)
+    loops = [Loop("indexer", indexing.run, indexing.ready)]
+    with exposed(metrics, settings.metrics_host, settings.metrics_port, loops, "SOPHIA_INDEXER__METRICS_PORT"):
+        run_together(loops, stop)
 
 
 def console() -> None:

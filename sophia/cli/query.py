@@ -1,4 +1,4 @@
-"""Commands that only look: search, status, why, plan, doctor, verify, dead-letters, catalog."""
+"""Commands that only look: search, status, versions, why, plan, doctor, verify, dead-letters, catalog."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import typer
 from sophia.cli.context import Json, begin, connected, show_json, show_table
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from sophia.indexing.status import IndexStatus
 
 
@@ -17,6 +19,7 @@ def register(app: typer.Typer) -> None:
     """Add this module's commands."""
     app.command()(search)
     app.command()(status)
+    app.command()(versions)
     app.command()(why)
     app.command()(plan)
     app.command()(doctor)
@@ -113,9 +116,57 @@ def status(as_json: bool = Json) -> None:
         right=["indexed", "wait", "parked", "p50, p95 ms"],
     )
     show_table(
+        "verification",
+        ["index", "verified up to", "deep scan", "last whole one", "ended", "found, repaired"],
+        [
+            (
+                f"{s.index} v{s.version}",
+                s.verified_lsn or (f"position {s.verified}" if s.verified else "nothing yet"),
+                f"{s.scanned:.0%}",
+                "-" if s.scan_seconds is None else f"{s.scan_seconds:.0f} s",
+                _minute(s.scan_ended_at) or "-",
+                f"{s.drift_found}, {s.drift_repaired}",
+            )
+            for s in indexes
+        ],
+        right=["deep scan", "last whole one", "found, repaired"],
+    )
+    show_table(
         "captures",
         ["source", "slot", "confirmed", "tables"],
         [(c.source, c.slot, c.confirmed_lsn, f"{c.complete}/{c.tables}") for c in captures],
+    )
+
+
+def versions(
+    index: Annotated[str, typer.Argument(help="Name of the index.")],
+    as_json: bool = Json,
+) -> None:
+    """The versions of an index: which serves, which are fed, which are gone."""
+    from sophia.indexing.promotion import version_records
+
+    with connected(begin()) as (_, connection):
+        found = version_records(connection, index)
+    if as_json:
+        show_json([{name: getattr(record, name) for name in record.__slots__} for record in found])
+        return
+    show_table(
+        f"versions of {index}",
+        ["version", "state", "model", "dimension", "position", "documents", "promoted", "superseded"],
+        [
+            (
+                f"v{r.version}",
+                r.state,
+                r.model,
+                r.dimension,
+                r.position,
+                r.documents,
+                _minute(r.promoted_at),
+                _minute(r.superseded_at),
+            )
+            for r in found
+        ],
+        right=["dimension", "position", "documents"],
     )
 
 
@@ -124,7 +175,7 @@ def why(
     key: Annotated[str, typer.Argument(help='Key of the document: 42, abc, or ["a", 2].')],
     as_json: bool = Json,
 ) -> None:
-    """Where a document's vectors came from: row, log position, commit time, hashes, model, run."""
+    """Where a document's vectors came from: row, log position, commit, hashes, spans, model, code, image, run."""
     from sophia.indexing.status import why as explain
 
     with connected(begin()) as (_, connection):
@@ -132,8 +183,24 @@ def why(
     if as_json:
         show_json(found)
         return
-    history = found.pop("history")
+    history, chunks = found.pop("history"), found.pop("chunks")
     show_table(f"{index} {found['key']}", ["fact", "value"], [(name, value) for name, value in found.items()])
+    show_table(
+        "chunks",
+        ["chunk", "span", "content hash", "lsn", "txid", "committed", "run"],
+        [
+            (
+                c["chunk"],
+                f"{c['start']}..{c['end']}",
+                c["content_hash"],
+                c["lsn"],
+                c["txid"],
+                c["committed_at"],
+                c["run"],
+            )
+            for c in chunks
+        ],
+    )
     show_table(
         "last changes",
         ["op", "lsn", "txid", "committed", "received"],
@@ -194,7 +261,7 @@ def verify(
         version = serving_version(connection, index)
         embedder = load_embedder(version.model, version.index.precision, context.settings)
         proof = prove(connection, version, store_of(version.store), embedder)
-    keys = {name: getattr(proof.difference, name) for name in proof.difference.counts()}
+    keys = proof.difference.keys()
     if as_json:
         show_json({"holds": proof.holds, "sentence": proof.sentence(), "lsn": proof.lsn, "keys": keys})
     else:
@@ -266,6 +333,10 @@ def catalog(
 def _shorten(text: str, length: int = 160) -> str:
     line = " ".join(text.split())
     return line if len(line) <= length else line[: length - 1] + "…"
+
+
+def _minute(value: datetime | None) -> str | None:
+    return None if value is None else f"{value:%Y-%m-%d %H:%M}"
 
 
 def _ms(value: float | None) -> str:

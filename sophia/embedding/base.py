@@ -24,11 +24,18 @@ class Embedder(Protocol):
         dimension: length of a vector.
         max_tokens: what lies beyond is not seen by the model.
         tokenizer: the model's `tokenizers.Tokenizer` without truncation, or None where it is not ours to have.
+        tokens_seen: tokens of all documents that were embedded so far.
+        pass_tokens: most tokens of a forward pass, None for as many as are computed fastest. Whoever has more urgent
+            work than a bulk embedding lowers it, also from within `between`.
     """
 
     fingerprint: str
     dimension: int
     max_tokens: int
+    pass_tokens: int | None
+
+    @property
+    def tokens_seen(self) -> int: ...
 
     @property
     def tokenizer(self) -> Any: ...
@@ -51,19 +58,19 @@ class Embedder(Protocol):
         ...
 
 
-def pack(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
-    """Batches of indices, longest texts first, each holding at most `budget` tokens once padded.
+def pack(lengths: Sequence[int], budget: Callable[[], int], between: Callable[[], None]) -> Iterator[list[int]]:
+    """Batches of indices, longest texts first, each holding at most `budget()` tokens once padded.
 
     Sorting by length keeps padding small: a batch costs its longest text times its number. A text longer than
-    the budget is a batch of its own. Longest first, so that a lack of memory shows at once.
+    the budget is a batch of its own. Longest first, so that a lack of memory shows at once. Between two batches
+    `between` is called, and then the budget is asked for again: it may have become smaller.
     """
-    batch: list[int] = []
-    longest = 0
-    for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        if batch and longest * (len(batch) + 1) > budget:
-            yield batch
-            batch, longest = [], 0
-        longest = longest or max(1, lengths[index])
-        batch.append(index)
-    if batch:
+    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    start = 0
+    while start < len(order):
+        if start:
+            between()
+        fits = budget() // max(1, lengths[order[start]])
+        batch = order[start : start + max(1, fits)]
         yield batch
+        start += len(batch)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,6 +17,7 @@ from sophia.settings import Settings
 
 # Providers bound a request; 16 k estimated tokens stay below the smallest limit in use.
 BUDGET = 16_384
+_REFUSED = frozenset({400, 422})
 _RETRIED_STATUS = frozenset({408, 409, 429, 500, 502, 503, 504})
 
 
@@ -28,6 +30,9 @@ class EndpointEmbedder:
         self.fingerprint = fingerprint
         self.dimension = model.dimension
         self.max_tokens = model.max_tokens
+        self.tokens_seen = 0
+        self.pass_tokens: int | None = None
+        self._base64 = True
         self._model = model
         headers = {}
         if model.key_env:
@@ -47,10 +52,10 @@ class EndpointEmbedder:
         """Vectors of documents; see `Embedder.embed`."""
         vectors = np.empty((len(texts), self.dimension), dtype=np.float32)
         prefixed = [self._model.document_prefix + text for text in texts]
-        for number, batch in enumerate(pack(self.token_counts(prefixed), BUDGET)):
-            if number:
-                between()
+        counts = self.token_counts(prefixed)
+        for batch in pack(counts, lambda: min(BUDGET, self.pass_tokens or BUDGET), between):
             vectors[batch] = self._request([prefixed[i] for i in batch])
+        self.tokens_seen += sum(counts)
         return vectors
 
     def embed_query(self, text: str) -> Vectors:
@@ -66,17 +71,22 @@ class EndpointEmbedder:
     )
     def _request(self, texts: list[str]) -> Vectors:
         name = self._model.name
+        asked = {"encoding_format": "base64"} if self._base64 else {}
         try:
-            response = self._client.post("embeddings", json={"model": self._model.model, "input": texts})
+            response = self._client.post("embeddings", json={"model": self._model.model, "input": texts} | asked)
         except httpx.TransportError as error:
             raise TemporaryError(f"model {name!r}: the endpoint does not answer: {error}") from error
         if response.status_code in _RETRIED_STATUS:
             raise TemporaryError(f"model {name!r}: the endpoint answers {response.status_code}")
+        if response.status_code in _REFUSED and self._base64:
+            # A server that does not know the format; with plain numbers it may well answer.
+            self._base64 = False
+            return self._request(texts)
         if response.is_error:
             raise ConfigurationError(f"model {name!r}: the endpoint refuses with {response.status_code}")
         try:
             data = sorted(response.json()["data"], key=lambda item: item["index"])
-            vectors = np.array([item["embedding"] for item in data], dtype=np.float32)
+            vectors = np.array([_decoded(item["embedding"]) for item in data], dtype=np.float32)
         except (ValueError, KeyError, TypeError) as error:
             raise ConfigurationError(f"model {name!r}: the endpoint's answer is no embedding list: {error}") from error
         if vectors.shape != (len(texts), self.dimension):
@@ -86,3 +96,11 @@ class EndpointEmbedder:
         norms = np.linalg.norm(vectors, axis=1, keepdims=True)
         unit: Vectors = (vectors / np.where(norms == 0, 1, norms)).astype(np.float32)
         return unit
+
+
+def _decoded(embedding: Any) -> Any:
+    """Numbers, or base64 of little-endian float32: asked for, since a list of numbers is slow to read as JSON, but not
+    every server knows it."""
+    if isinstance(embedding, str):
+        return np.frombuffer(base64.b64decode(embedding, validate=True), dtype="<f4")
+    return embedding

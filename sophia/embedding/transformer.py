@@ -19,6 +19,9 @@ logger = logging.getLogger("sophia.embedding")
 # Tokens of one forward pass. On a CPU the activations of more than about 2,000 fall out of the cache.
 CPU_BUDGET = 512
 CUDA_BUDGET = 32_768
+# Largest difference of a component between our forward pass and sentence-transformers' `encode`, in float32.
+AGREEMENT = 1e-4
+_PROBES = ("one", "A row changes, and its text is embedded again: naïve, 日本語, 0.5 %.")
 
 
 class TransformerEmbedder:
@@ -31,6 +34,8 @@ class TransformerEmbedder:
     def __init__(self, model: EmbeddingModel, fingerprint: str, path: str, settings: Settings) -> None:
         self.fingerprint = fingerprint
         self.dimension = model.dimension
+        self.tokens_seen = 0
+        self.pass_tokens: int | None = None
         self._query_prefix = model.query_prefix
         self._document_prefix = model.document_prefix
         if not settings.hub:
@@ -44,6 +49,7 @@ class TransformerEmbedder:
         from transformers.utils import logging as transformers_logging
 
         transformers_logging.disable_progress_bar()
+        self._torch: Any = torch
         try:
             self._model: Any = SentenceTransformer(path, device=settings.device, local_files_only=not settings.hub)
         except (OSError, ValueError, RuntimeError) as error:
@@ -64,8 +70,26 @@ class TransformerEmbedder:
         )
         self._counter.no_truncation()
         self._counter.no_padding()
+        # And one that cuts at the model's length. Padding is ours, so that a batch is padded to its own longest text.
+        self._cutter: Any = type(self._counter).from_str(self._counter.to_str())
+        self._cutter.enable_truncation(self.max_tokens)
+        pad = self._model.tokenizer.pad_token_id
+        fields = {"input_ids": ("ids", pad), "attention_mask": ("attention_mask", 0), "token_type_ids": ("type_ids", 0)}
+        self._inputs = [(name, *fields[name]) for name in self._model.tokenizer.model_input_names if name in fields]
         self._budget = CUDA_BUDGET if self._model.device.type == "cuda" else CPU_BUDGET
+        self._check_agreement(model.name)
         logger.info("model %s on %s, %d torch threads", model.name, self._model.device, torch.get_num_threads())
+
+    def _check_agreement(self, name: str) -> None:
+        """Our way through the modules must give what sentence-transformers gives."""
+        ours = np.stack([self._forward(self._encode([text]))[0] for text in _PROBES])
+        theirs = self._model.encode(list(_PROBES), normalize_embeddings=True, show_progress_bar=False)
+        difference = float(np.abs(ours - theirs).max())
+        if difference > AGREEMENT:
+            raise ConfigurationError(
+                f"model {name!r}: vectors differ by {difference:.1e} from those of sentence-transformers; its modules "
+                "or tokenizer are not supported here: serve it by an OpenAI-compatible endpoint instead"
+            )
 
     @property
     def tokenizer(self) -> Any:
@@ -79,25 +103,39 @@ class TransformerEmbedder:
     def embed(self, texts: Sequence[str], between: Callable[[], None] = _nothing) -> Vectors:
         """Vectors of documents; see `Embedder.embed`."""
         vectors = np.empty((len(texts), self.dimension), dtype=np.float32)
-        prefixed = [self._document_prefix + text for text in texts]
-        lengths = [min(count, self.max_tokens) for count in self.token_counts(prefixed)]
-        for number, batch in enumerate(pack(lengths, self._budget)):
-            if number:
-                between()
-            vectors[batch] = self._forward([prefixed[i] for i in batch])
+        encodings = self._encode([self._document_prefix + text for text in texts])
+        lengths = [len(encoding.ids) for encoding in encodings]
+        for batch in pack(lengths, lambda: min(self._budget, self.pass_tokens or self._budget), between):
+            vectors[batch] = self._forward([encodings[i] for i in batch])
+        self.tokens_seen += sum(lengths)
         return vectors
 
     def embed_query(self, text: str) -> Vectors:
         """Vector of a query, shape (dimension,)."""
-        vector: Vectors = self._forward([self._query_prefix + text])[0]
+        vector: Vectors = self._forward(self._encode([self._query_prefix + text]))[0]
         return vector
 
-    def _forward(self, texts: list[str]) -> Vectors:
-        vectors: Vectors = self._model.encode(
-            texts,
-            batch_size=len(texts),
-            convert_to_numpy=True,
-            normalize_embeddings=True,
-            show_progress_bar=False,
-        )
-        return vectors
+    def _encode(self, texts: list[str]) -> list[Any]:
+        encodings: list[Any] = self._cutter.encode_batch_fast(texts)
+        return encodings
+
+    def _forward(self, encodings: Sequence[Any]) -> Vectors:
+        """One forward pass through the model's modules.
+
+        `SentenceTransformer.encode` does the same after tokenising once more and moving through several wrappers,
+        which costs a short text as much again as the model itself.
+        """
+        torch = self._torch
+        longest = max(len(encoding.ids) for encoding in encodings)
+        features = {
+            name: torch.tensor(
+                [values + [pad] * (longest - len(values)) for values in (getattr(e, field) for e in encodings)],
+                device=self._model.device,
+            )
+            for name, field, pad in self._inputs
+        }
+        with torch.inference_mode():
+            vectors = self._model(features)["sentence_embedding"].float()
+            unit = torch.nn.functional.normalize(vectors, dim=1)
+        result: Vectors = unit.cpu().numpy()
+        return result

@@ -1,9 +1,12 @@
 """The indexer process: keeps every index version of this profile in step with the inbox.
 
 One loop, two lanes. The live lane takes what is new since the version's position; a row that changed fifty times
-meanwhile is one document. Only when no live work waits does the bulk lane compare a shard (first load, snapshot,
-huge transaction), and between two of its forward passes the live lane is looked at again: a backfill never holds up a
-change for longer than one forward pass.
+meanwhile is one document, and a row that goes on changing rests between two looks (`sophia.indexing.pace`). Only when
+no live work waits does the bulk lane compare a shard (first load, snapshot, huge transaction), and between two of its
+forward passes the live lane is looked at again: a backfill never holds up a change for longer than one forward pass,
+and passes and transactions are short while live changes come in. What takes a store minutes, building its
+nearest-neighbour index, is done aside. When neither lane has work, the continuous verification takes a step
+(`sophia.indexing.scan`), no longer than a bulk transaction.
 
 One indexer writes a version's live lane, by its lease; a second one stands by and takes over when the first is gone.
 """
@@ -12,7 +15,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from threading import Event
 
 import psycopg
@@ -21,10 +25,15 @@ from psycopg.rows import TupleRow
 from sophia import sql
 from sophia.catalog import Catalog
 from sophia.database.connect import Database
+from sophia.documents import Key
 from sophia.embedding import Embedder, load_embedder
-from sophia.errors import FencedError, TemporaryError
+from sophia.errors import BusyError, FencedError
+from sophia.indexing.building import IndexBuilder
 from sophia.indexing.leases import Lease
-from sophia.indexing.repair import finish_load, repair_shard
+from sophia.indexing.pace import HotRows, Pace
+from sophia.indexing.provenance import register_run
+from sophia.indexing.repair import repair_shard
+from sophia.indexing.scan import Scanner
 from sophia.indexing.versions import IndexVersion, active_versions, ensure_version, local_indexes
 from sophia.indexing.writer import Figures, Row, Writer
 from sophia.settings import Settings
@@ -33,20 +42,78 @@ from sophia.stores import store_of
 logger = logging.getLogger("sophia.indexer")
 Connection = psycopg.Connection[TupleRow]
 Q = sql.load("indexing")
-RUN = "live"
+Cursor = psycopg.Cursor[TupleRow]
+# What a live micro-batch may take: a change that comes in meanwhile waits for it.
+LIVE_SECONDS = 0.05
+# What a bulk transaction may take beside its embedding, alone and while live changes come in.
+BULK_SECONDS = 0.5
+BULK_SECONDS_BESIDE = 0.02
+# So long after the last live change, bulk work still makes way.
+LIVE_MEMORY_SECONDS = 2.0
+# Takes the figures of each batch: version, lane, cost.
+Observe = Callable[[IndexVersion, str, Figures], None]
 
 
 class _Lane:
-    """One version's writers and its lease."""
+    """One version's writers, its lease, and how far its documents were read.
 
-    def __init__(self, version: IndexVersion, embedder: Embedder, settings: Settings) -> None:
+    Attributes:
+        read: position up to which documents were read. The stored position follows when they are applied.
+        held: rows that were read and rest, with their positions; the stored position stays before the first of them.
+    """
+
+    def __init__(
+        self, version: IndexVersion, embedder: Embedder, settings: Settings, run: str, observe: Observe
+    ) -> None:
         self.version = version
-        self.position = version.position
+        self.read = version.position
+        self.held: dict[Key, int] = {}
+        self.hot = HotRows()
+        # Of whole batches, with the embedding.
+        self.pace = Pace()
         self.lease: Lease | None = None
         store = store_of(version.store)
-        size = settings.indexer.max_text_bytes
-        self.live = Writer(version, store, embedder, size, run=RUN, lane="live")
-        self.bulk = Writer(version, store, embedder, size, run=RUN, lane="bulk")
+
+        def writer(lane: str) -> Writer:
+            size = settings.indexer.max_text_bytes
+            noted = partial(observe, version, lane)
+            return Writer(version, store, embedder, size, run=run, lane=lane, observe=noted)
+
+        self.live = writer("live")
+        self.bulk = writer("bulk")
+        self.scanner = Scanner(self.bulk, settings.indexer.scan_hours, batch=settings.indexer.live_documents)
+
+    def begin(self, lease: Lease, position: int) -> None:
+        """Start at the stored position, which another indexer may have moved."""
+        self.lease = lease
+        self.read = position
+        self.held.clear()
+
+    @property
+    def next_due(self) -> float | None:
+        """When the first resting row may be taken, on the monotonic clock."""
+        return min((self.hot.due(key) for key in self.held), default=None)
+
+    def rested(self, now: float) -> list[Key]:
+        """The rows whose rest is over; they are not held any more."""
+        keys = [key for key in self.held if self.hot.due(key) <= now]
+        for key in keys:
+            del self.held[key]
+        return keys
+
+    def choose(self, rows: Sequence[Row], again: Sequence[Row], now: float) -> tuple[list[Row], int]:
+        """Of the rows just read and those whose rest is over: which to apply, and the position that this reaches."""
+        ready = list(again)
+        for row in rows:
+            # Deletes cost nothing and must show at once.
+            if row.deleted or self.hot.due(row.key) <= now:
+                self.held.pop(row.key, None)
+                ready.append(row)
+            else:
+                self.held[row.key] = row.position
+        self.read = max(self.read, rows[-1].position) if rows else self.read
+        self.hot.take((row.key for row in ready if not row.deleted), now)
+        return ready, min([self.read, *(position - 1 for position in self.held.values())])
 
 
 class Indexer:
@@ -54,16 +121,29 @@ class Indexer:
 
     Args:
         bulk: also do the bulk lane's work; off when Dagster runs do it.
+        observe: called with what each batch cost; the metrics count it.
     """
 
-    def __init__(self, catalog: Catalog, database: Database, settings: Settings, *, bulk: bool = True) -> None:
+    def __init__(
+        self,
+        catalog: Catalog,
+        database: Database,
+        settings: Settings,
+        *,
+        bulk: bool = True,
+        observe: Observe = lambda version, lane, figures: None,
+    ) -> None:
         self._catalog = catalog
         self._database = database
         self._settings = settings
         self._bulk = bulk
+        self._observe = observe
         self._embedders: dict[str, Embedder] = {}
         self._lanes: list[_Lane] = []
         self._next_reload = 0.0
+        self._run = ""
+        self._live_at = -LIVE_MEMORY_SECONDS
+        self._builder = IndexBuilder(database)
         self.ready = Event()
         self.figures = Figures()
 
@@ -75,8 +155,11 @@ class Indexer:
         """
         with self._database.connect("sophia-indexer") as connection:
             for index in local_indexes(self._catalog, self._settings.profile):
-                version = ensure_version(connection, self._catalog, index, self._settings.profile)
-                store_of(version.store).ensure(connection, version)
+                # Together, so that no version is ever without its store.
+                with connection.transaction():
+                    version = ensure_version(connection, self._catalog, index, self._settings.profile)
+                    store_of(version.store).ensure(connection, version)
+            self._run = register_run(connection, "live", self._settings)
             # Before the first look at the inbox, so that nothing slips between look and wait.
             connection.execute("LISTEN sophia_inbox")
             self._lanes, self._next_reload = [], 0.0
@@ -88,10 +171,13 @@ class Indexer:
                     self.ready.set()
                     if self._bulk and self._bulk_pass(connection, stop):
                         continue
+                    if self._scan_pass(connection, stop):
+                        continue
                     self._wait(connection)
             except Stopped:
                 pass
             finally:
+                self._builder.stop()
                 self._release(connection)
 
     def _reload(self, connection: Connection) -> None:
@@ -104,12 +190,15 @@ class Indexer:
         known = {lane.version.id: lane for lane in self._lanes}
         self._lanes = []
         for version in active_versions(connection):
-            lane = known.get(version.id) or _Lane(version, self._embedder(version), self._settings)
+            lane = known.get(version.id) or _Lane(
+                version, self._embedder(version), self._settings, self._run, self._observe
+            )
             if lane.lease is None:
-                lane.lease = Lease.try_take(connection, f"live/{version.id}", seconds)
-                if lane.lease is not None:
-                    lane.position = version.position
-                    logger.info("indexing %s from position %d", version.label, lane.position)
+                lease = Lease.try_take(connection, f"live/{version.id}", seconds)
+                if lease is not None:
+                    lane.begin(lease, version.position)
+                    self._builder.look(lane.bulk)
+                    logger.info("indexing %s from position %d", version.label, lane.read)
             else:
                 try:
                     lane.lease.renew(connection)
@@ -121,47 +210,53 @@ class Indexer:
     def _embedder(self, version: IndexVersion) -> Embedder:
         model = version.model
         precision = version.index.precision
-        key = f"{model.name}/{precision}"
+        # By the whole entry: two versions may differ in their model and not in its name.
+        key = f"{precision} {model.model_dump_json()}"
         if key not in self._embedders:
             self._embedders[key] = load_embedder(model, precision, self._settings)
         return self._embedders[key]
 
     def _live_pass(self, connection: Connection) -> bool:
         """Take one micro-batch of each version. Returns whether there was any work."""
+        lanes = [lane for lane in self._lanes if lane.lease is not None]
+        with connection.pipeline():
+            answers = [self._ask(connection, lane) for lane in lanes]
         worked = False
-        for lane in self._lanes:
-            if lane.lease is None:
-                continue
-            rows = connection.execute(
-                Q["live"],
-                {
-                    "version_id": lane.version.id,
-                    "collection_id": lane.version.collection_id,
-                    "position": lane.position,
-                    "limit": self._settings.indexer.live_documents,
-                },
-                prepare=True,
-            ).fetchall()
-            if not rows:
-                continue
-            batch = [Row.read(row) for row in rows]
-            position = batch[-1].position
-            try:
-                self.figures.add(lane.live.apply(connection, batch, lease=lane.lease, position=position))
-            except FencedError as error:
-                logger.warning("%s", error)
-                lane.lease = None
-                continue
-            lane.position = position
-            worked = True
+        for lane, (new, rested) in zip(lanes, answers, strict=True):
+            rows = [Row.read(row) for row in new]
+            again = [Row.read(row) for row in rested] if rested is not None else []
+            if rows or again:
+                worked |= self._take(connection, lane, rows, again)
         return worked
+
+    def _ask(self, connection: Connection, lane: _Lane) -> tuple[Cursor, Cursor | None]:
+        """What is new for a lane, and its rows whose rest is over."""
+        params = {"version_id": lane.version.id, "collection_id": lane.version.collection_id}
+        limit = lane.pace.size(LIVE_SECONDS, self._settings.indexer.live_documents)
+        new = connection.execute(Q["live"], params | {"position": lane.read, "limit": limit}, prepare=True)
+        due = lane.rested(time.monotonic())
+        rested = connection.execute(Q["by_keys"], params | {"keys": due}, prepare=True) if due else None
+        return new, rested
+
+    def _take(self, connection: Connection, lane: _Lane, rows: Sequence[Row], again: Sequence[Row]) -> bool:
+        began = time.monotonic()
+        fresh = {row.key for row in rows}
+        ready, position = lane.choose(rows, [row for row in again if row.key not in fresh], began)
+        if not ready:
+            return False
+        try:
+            figures = lane.live.apply(connection, ready, lease=lane.lease, position=position)
+        except FencedError as error:
+            logger.warning("%s", error)
+            lane.lease = None
+            return False
+        self.figures.add(figures)
+        self._live_at = time.monotonic()
+        lane.pace.took(len(ready), self._live_at - began)
+        return True
 
     def _bulk_pass(self, connection: Connection, stop: Event) -> bool:
         """Compare one shard of one version, doing live work in between. Returns whether there was any."""
-
-        def between() -> None:
-            self._live_pass(connection)
-
         for lane in self._lanes:
             if lane.lease is None:
                 continue
@@ -173,18 +268,62 @@ class Indexer:
                         lane.bulk,
                         shard,
                         batch=self._settings.indexer.bulk_documents,
-                        between=_until(stop, between),
+                        size=partial(self._bulk_size, lane),
+                        between=partial(self._between, connection, stop),
                     )
-                except TemporaryError:
+                except BusyError:
                     continue  # a Dagster run has this shard
+                except FencedError as error:
+                    logger.warning("%s", error)
+                    continue
                 self.figures.add(figures)
-                finish_load(connection, lane.bulk)
+                self._builder.look(lane.bulk)
                 return True
         return False
 
+    def _scan_pass(self, connection: Connection, stop: Event) -> bool:
+        """Take one step of one version's verification. Returns whether there was any."""
+        for lane in self._lanes:
+            if lane.lease is None:
+                continue
+            try:
+                figures = lane.scanner.step(connection, lane.lease, partial(self._between, connection, stop))
+            except FencedError as error:
+                logger.warning("%s", error)
+                lane.lease = None
+                continue
+            if figures is not None:
+                self.figures.add(figures)
+                return True
+        return False
+
+    def _between(self, connection: Connection, stop: Event) -> None:
+        """Between two steps of bulk work: all the live work that waits."""
+        while True:
+            if stop.is_set():
+                raise Stopped
+            self._reload(connection)
+            if not self._live_pass(connection):
+                break
+        beside = self._settings.indexer.beside_tokens if self._live_lately() else None
+        for embedder in self._embedders.values():
+            embedder.pass_tokens = beside
+
+    def _live_lately(self) -> bool:
+        return time.monotonic() - self._live_at < LIVE_MEMORY_SECONDS
+
+    def _bulk_size(self, lane: _Lane) -> int:
+        seconds = BULK_SECONDS_BESIDE if self._live_lately() else BULK_SECONDS
+        return lane.bulk.pace.size(seconds, self._settings.indexer.bulk_documents)
+
     def _wait(self, connection: Connection) -> None:
-        """Until the inbox notifies, or the poll time is over."""
-        timeout = min(self._settings.indexer.poll_seconds, max(0.01, self._next_reload - time.monotonic()))
+        """Until the inbox notifies, a resting row is due, or the poll time is over."""
+        now = time.monotonic()
+        timeout = min(self._settings.indexer.poll_seconds, max(0.01, self._next_reload - now))
+        dues = [due for lane in self._lanes if lane.lease is not None and (due := lane.next_due) is not None]
+        if dues:
+            timeout = min(timeout, max(0.0, min(dues) - now))
+        timeout = min([timeout, *(lane.scanner.wait() for lane in self._lanes if lane.lease is not None)])
         for _ in connection.notifies(timeout=timeout, stop_after=1):
             pass
 
@@ -196,12 +335,3 @@ class Indexer:
 
 class Stopped(Exception):
     """The process was told to stop in the middle of bulk work, which resumes at the next start."""
-
-
-def _until(stop: Event, work: Callable[[], None]) -> Callable[[], None]:
-    def step() -> None:
-        if stop.is_set():
-            raise Stopped
-        work()
-
-    return step

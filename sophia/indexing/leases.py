@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import socket
 import time
+from collections.abc import Callable
 
 import psycopg
 from psycopg.rows import TupleRow
@@ -42,15 +43,19 @@ class Lease:
         ).fetchone()
         return cls(name, int(row[0]), seconds) if row else None
 
-    def check(self, connection: Connection) -> None:
-        """Fail unless the lease is still ours; call it inside the writing transaction.
+    def check(self, connection: Connection) -> Callable[[], None]:
+        """Ask, inside the writing transaction, whether the lease is still ours; call the result to find out.
 
-        Raises:
-            FencedError: another holder has a newer epoch.
+        Asking and finding out are apart, so that a pipeline can send other commands between them. The result raises
+        FencedError if another holder has a newer epoch.
         """
-        row = connection.execute(Q["check_lease"], {"name": self.name, "epoch": self.epoch}, prepare=True).fetchone()
-        if row is None:
-            raise FencedError(f"the lease {self.name!r} was taken over; nothing was written")
+        cursor = connection.execute(Q["check_lease"], {"name": self.name, "epoch": self.epoch}, prepare=True)
+
+        def held() -> None:
+            if cursor.fetchone() is None:
+                raise FencedError(f"the lease {self.name!r} was taken over; nothing was written")
+
+        return held
 
     def renew(self, connection: Connection) -> None:
         """Extend the lease, if a third of its time has passed.

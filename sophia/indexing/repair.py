@@ -4,13 +4,15 @@ The first load, a re-embedding, a drift repair and the indexer's background work
 does not have at the document's clock is written; with `deep`, what the store really holds is read too and compared
 with the ledger, hash by hash, so that rows that were edited, added or deleted behind Sophia's back are found.
 Only what differs is embedded. A shard may be repaired at any time, beside the live lane and beside other repairs:
-every write is conditional on the clock.
+every write is conditional on the clock. A shard is worked through in order of the buckets, each page behind the one
+before, so that the time grows with the documents and not with their square.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import psycopg
 from psycopg.rows import TupleRow
@@ -18,103 +20,27 @@ from psycopg.rows import TupleRow
 from sophia import sql
 from sophia.catalog import Catalog
 from sophia.catalog.models import Index
-from sophia.documents import Clock, Key, bucket_range
+from sophia.documents import BUCKETS, Key, bucket_range
 from sophia.embedding import Embedder
-from sophia.errors import TemporaryError
+from sophia.errors import BusyError
+from sophia.failpoints import failpoint
+from sophia.indexing.compare import Slices, compare
 from sophia.indexing.leases import Lease
 from sophia.indexing.versions import IndexVersion, ensure_version
 from sophia.indexing.writer import Figures, Row, Writer
 from sophia.settings import Profile, Settings
-from sophia.stores import Store, store_of
+from sophia.stores import store_of
 
 Connection = psycopg.Connection[TupleRow]
 Q = sql.load("indexing")
 # Renewed with every batch; longer than any batch takes.
 LEASE_SECONDS = 120.0
+# Keys of one comparison: some 20 ms, after which live work is looked at again.
+SLICE_KEYS = 500
+# Documents that are looked through for outdated ones at a time, at first; then as many as this time allows.
+FIRST_LOOK = 5_000
+LOOK_SECONDS = 0.05
 Between = Callable[[], None]
-
-
-@dataclass(slots=True)
-class Difference:
-    """Keys of a range of buckets where index and documents differ, by kind.
-
-    Attributes:
-        missing: current documents (or chunks of them) that the store lacks.
-        stale: the store has an older document.
-        extra: the store holds what is no current document.
-        doubled: a chunk is there more than once.
-        altered: the store's text or vector is not what was written.
-        parked: the document cannot be indexed; see the dead letters.
-    """
-
-    missing: list[Key] = field(default_factory=list)
-    stale: list[Key] = field(default_factory=list)
-    extra: list[Key] = field(default_factory=list)
-    doubled: list[Key] = field(default_factory=list)
-    altered: list[Key] = field(default_factory=list)
-    parked: list[Key] = field(default_factory=list)
-
-    @property
-    def empty(self) -> bool:
-        """Whether index and documents agree (a parked document is a known gap, not a difference)."""
-        return not (self.missing or self.stale or self.extra or self.doubled or self.altered)
-
-    def counts(self) -> dict[str, int]:
-        """Number of keys by kind."""
-        return {name: len(getattr(self, name)) for name in self.__slots__}
-
-
-def compare(connection: Connection, version: IndexVersion, store: Store, first: int, last: int) -> Difference:
-    """Compare documents, ledger and what the store really holds, in one snapshot, for a range of buckets."""
-    found = Difference()
-    params = {
-        "version_id": version.id,
-        "collection_id": version.collection_id,
-        "first": first,
-        "last": last,
-    }
-    with connection.transaction():
-        connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
-        found.missing = [Key(row[0]) for row in connection.execute(Q["absent"], params)]
-        expected: dict[Key, tuple[tuple[bytes, ...], tuple[bytes, ...]]] = {}
-        clocks: dict[Key, Clock] = {}
-        for key, state, deleted, contents, vectors, clock, document_clock, _gone in connection.execute(
-            Q["expected"], params
-        ):
-            key = Key(key)
-            if not deleted:
-                expected[key] = (tuple(map(bytes, contents)), tuple(map(bytes, vectors)))
-                clocks[key] = Clock(*clock)
-            if document_clock is None:
-                # The tombstone of a document was pruned; only a live entry is wrong then.
-                if not deleted:
-                    found.extra.append(key)
-            elif clock < document_clock:
-                found.stale.append(key)
-            elif state == "parked":
-                found.parked.append(key)
-        known = set(found.extra) | set(found.stale)
-        for document in store.inventory(connection, version, first, last):
-            want = expected.pop(document.key, None)
-            if document.key in known:
-                continue
-            if want is None:
-                found.extra.append(document.key)
-            elif len(document.content_hashes) < len(want[0]):
-                found.missing.append(document.key)
-            elif len(document.content_hashes) > len(want[0]):
-                # More rows than the ledger wrote: a chunk twice, or chunks that were added.
-                doubled = set(document.content_hashes) == set(want[0])
-                (found.doubled if doubled else found.extra).append(document.key)
-            elif (
-                (document.read_hashes, document.vector_hashes) != want
-                or document.content_hashes != want[0]
-                or not document.oldest == document.newest == clocks[document.key]
-            ):
-                found.altered.append(document.key)
-        # What the ledger says is there and the store did not show.
-        found.missing += [key for key, want in expected.items() if want[0] and key not in known]
-    return found
 
 
 def repair_shard(
@@ -123,6 +49,7 @@ def repair_shard(
     shard: int,
     *,
     batch: int,
+    size: Callable[[], int] | None = None,
     deep: bool = False,
     between: Between = lambda: None,
     progress: Callable[[Figures], None] = lambda so_far: None,
@@ -130,23 +57,29 @@ def repair_shard(
     """Repair one shard of a version and record that it was compared. Returns what it cost.
 
     Args:
+        batch: most documents of a transaction.
+        size: asked before each batch how many of these it may hold; all if not given.
         deep: read the store itself, too.
         between: called between forward passes and batches; the indexer does its live work there.
         progress: called after each batch with the sum so far.
 
     Raises:
-        TemporaryError: another run is repairing this shard.
+        BusyError: another process is repairing this shard.
+        FencedError: another process took the shard over while this one was silent.
     """
     version = writer.version
     lease = Lease.try_take(connection, f"repair/{version.id}/{shard}", LEASE_SECONDS)
     if lease is None:
-        raise TemporaryError(f"shard {shard} of {version.label} is being repaired by another run; try again later")
+        raise BusyError(f"shard {shard} of {version.label} is being repaired by another run; try again later")
     figures = Figures()
     try:
-        for step in repair_steps(connection, writer, shard, lease, batch=batch, deep=deep, between=between):
-            figures.add(step)
-            progress(figures)
+        for step in repair_steps(
+            connection, writer, shard, lease, size=size or (lambda: batch), deep=deep, between=between
+        ):
             lease.renew(connection)
+            if step is not None:
+                figures.add(step)
+                progress(figures)
             between()
     finally:
         if not connection.closed:
@@ -160,34 +93,87 @@ def repair_steps(
     shard: int,
     lease: Lease,
     *,
-    batch: int,
+    size: Callable[[], int],
     deep: bool,
     between: Between,
-) -> Iterator[Figures]:
-    """`repair_shard` in steps of one batch each."""
+) -> Iterator[Figures | None]:
+    """`repair_shard` in short steps: the figures of a batch that was written, or None where nothing differed."""
     version = writer.version
     first, last = bucket_range(shard, version.index.shards)
-    params = {"version_id": version.id, "collection_id": version.collection_id}
-    row = connection.execute(Q["collection_position"], params).fetchone()
+    row = connection.execute(Q["collection_position"], {"collection_id": version.collection_id}).fetchone()
     position = int(row[0]) if row else 0
-    while True:
-        rows = connection.execute(
-            Q["outdated"], params | {"first": first, "last": last, "limit": batch}, prepare=True
-        ).fetchall()
-        if not rows:
-            break
-        yield writer.apply(connection, [Row.read(row) for row in rows], lease=lease, between=between)
+    for rows in _outdated(connection, version, first, last, size, position):
+        if rows:
+            failpoint("repair.batch")
+            yield writer.apply(connection, rows, lease=lease, between=between)
+        else:
+            yield None
     if deep:
-        found = compare(connection, version, writer.store, first, last)
-        wrong = found.extra + found.doubled + found.altered + found.missing
-        for keys in _sliced(wrong, batch):
-            rows = connection.execute(Q["by_keys"], params | {"keys": keys}).fetchall()
-            yield writer.apply(connection, [Row.read(row) for row in rows], lease=lease, repair=True, between=between)
-            # Conditional on the ledger, so a key that came back meanwhile stays.
-            with connection.transaction():
-                connection.execute(Q["orphaned"], params | {"keys": keys})
-                writer.store.discard(connection, version, keys)
-    connection.execute(Q["shard_done"], params | {"shard": shard, "position": position})
+        slices = Slices(first, last, SLICE_KEYS)
+        for scope in slices:
+            found = compare(connection, version, writer.store, scope)
+            slices.held(found.compared)
+            yield None
+            yield from mend(connection, writer, found.wrong(), lease, batch=size(), between=between)
+    failpoint("repair.before_done")
+    connection.execute(Q["shard_done"], {"version_id": version.id, "shard": shard, "position": position})
+
+
+def _outdated(
+    connection: Connection, version: IndexVersion, first: int, last: int, size: Callable[[], int], position: int
+) -> Iterator[list[Row]]:
+    """Pages of what the ledger does not have, of at most `size()` documents; the caller writes one before the next."""
+    params = {"version_id": version.id, "collection_id": version.collection_id}
+    # A collection has at most as many documents as changes.
+    width = max(1, BUCKETS * FIRST_LOOK // max(1, position))
+    while first <= last:
+        end = min(first + width - 1, last)
+        limit = size()
+        began = time.perf_counter()
+        page = connection.execute(
+            Q["outdated"], params | {"first": first, "last": end, "limit": limit}, prepare=True
+        ).fetchall()
+        seconds = time.perf_counter() - began
+        rows = [Row.read(row) for row in page]
+        yield rows
+        if len(rows) == limit:
+            # What was written is not outdated any more, so the rest of this bucket comes with the next page.
+            width = 2 * (rows[-1].bucket - first + 1)
+            first = rows[-1].bucket
+        else:
+            first = end + 1
+            # An index that is level is passed over in wide slices.
+            width = max(1, width * 2 if seconds < LOOK_SECONDS / 2 else width // 2 if seconds > LOOK_SECONDS else width)
+
+
+def mend(
+    connection: Connection,
+    writer: Writer,
+    keys: Sequence[Key],
+    lease: Lease,
+    *,
+    batch: int,
+    between: Between = lambda: None,
+) -> Iterator[Figures]:
+    """Write these keys again as their documents say, and remove what no document stands for; in steps of a batch.
+
+    Vectors that are what the ledger says are kept: a repair of text or metadata embeds nothing.
+
+    Raises:
+        FencedError: the lease was taken over.
+    """
+    version = writer.version
+    params = {"version_id": version.id, "collection_id": version.collection_id}
+    for start in range(0, len(keys), batch):
+        part = list(keys[start : start + batch])
+        rows = connection.execute(Q["by_keys"], params | {"keys": part}).fetchall()
+        yield writer.apply(connection, [Row.read(row) for row in rows], lease=lease, repair=True, between=between)
+        # Conditional on the ledger, so a key that came back meanwhile stays.
+        with connection.transaction():
+            lease.check(connection)()
+            connection.execute(Q["orphaned"], params | {"keys": part})
+            writer.store.discard(connection, version, part)
+        failpoint("repair.mended")
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,9 +196,11 @@ class Session:
         run: str,
     ) -> Session:
         """The version of the index as the catalog has it now, its store made ready, and a writer for `run`."""
-        version = ensure_version(connection, catalog, index, profile)
-        store = store_of(version.store)
-        store.ensure(connection, version)
+        # Together: were this process killed in between, the indexer would find a version without its store.
+        with connection.transaction():
+            version = ensure_version(connection, catalog, index, profile)
+            store = store_of(version.store)
+            store.ensure(connection, version)
         size = settings.indexer.max_text_bytes
         return cls(version, Writer(version, store, embedder_of(version), size, run=run, lane="bulk"))
 
@@ -234,7 +222,7 @@ def repair_version(
     """Repair several shards, saying how far it is after each; then let the store finish its first load.
 
     Raises:
-        TemporaryError: another run is repairing one of the shards.
+        BusyError: another run is repairing one of the shards.
     """
     figures = Figures()
     version = session.version
@@ -254,9 +242,3 @@ def finish_load(connection: Connection, writer: Writer) -> None:
     row = connection.execute(Q["shards_pending"], {"version_id": writer.version.id}).fetchone()
     if row and row[0] == 0:
         writer.store.finish(connection, writer.version)
-
-
-def _sliced(keys: Iterable[Key], size: int) -> Iterator[list[Key]]:
-    items = list(keys)
-    for start in range(0, len(items), size):
-        yield items[start : start + size]

@@ -35,22 +35,47 @@ def search(
     Raises:
         SophiaError: no such index, an unknown filter, or a filter that the index requires is not given.
     """
-    filters = dict(filters or {})
     if not text.strip():
         raise SophiaError("the search text is empty")
     if not 1 <= k <= 1000:
         raise SophiaError(f"k is {k}; it must be from 1 to 1000")
-    version = serving_version(connection, name)
+    tried: IndexVersion | None = None
+    while True:
+        version = serving_version(connection, name)
+        try:
+            return search_version(connection, version, text, embedder_of, k=k, filters=filters, hybrid=hybrid)
+        except psycopg.errors.UndefinedTable:
+            # Replaced and retired while the query was embedded; who serves now is another, with its own model.
+            if tried is not None and tried.id == version.id:
+                raise
+            tried = version
+
+
+def search_version(
+    connection: Connection,
+    version: IndexVersion,
+    text: str,
+    embedder_of: Callable[[IndexVersion], Embedder],
+    *,
+    k: int = 10,
+    filters: Mapping[str, Any] | None = None,
+    hybrid: bool = False,
+) -> list[Hit]:
+    """`search` in one version, whether it serves or not, with the embedder of its model.
+
+    Raises:
+        SophiaError: an unknown filter, or one that the index requires is not given.
+    """
+    filters = dict(filters or {})
     index = version.index
     unknown = [field for field in filters if field not in index.metadata]
     if unknown:
         raise SophiaError(
-            f"index {name!r} has no metadata field {unknown[0]!r}; there are: {', '.join(index.metadata) or 'none'}"
+            f"index {index.name!r} has no metadata field {unknown[0]!r}; "
+            f"there are: {', '.join(index.metadata) or 'none'}"
         )
     if index.required_filter is not None and index.required_filter not in filters:
-        raise SophiaError(f"index {name!r} must be searched with a filter on {index.required_filter!r}")
-    vector = embedder_of(version).embed_query(text)
-    # The version may have been replaced while the query was embedded; its store is still fed then, and answers.
-    return store_of(version.store).search(
-        connection, version, Query(vector=vector, text=text, k=k, filters=filters, hybrid=hybrid)
-    )
+        raise SophiaError(f"index {index.name!r} must be searched with a filter on {index.required_filter!r}")
+    # A version that was replaced meanwhile is still fed, and answers.
+    query = Query(vector=embedder_of(version).embed_query(text), text=text, k=k, filters=filters, hybrid=hybrid)
+    return store_of(version.store).search(connection, version, query)

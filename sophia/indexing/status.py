@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any
@@ -13,24 +14,31 @@ from sophia import sql
 from sophia.documents import parse_key
 from sophia.errors import SophiaError
 from sophia.indexing.versions import IndexVersion, serving_version
+from sophia.stores import store_of
 
 Connection = psycopg.Connection[TupleRow]
 Q = sql.load("status")
+# A backlog beyond this is shown as this: counting it all would take longer than anybody wants to wait.
+BACKLOG_LIMIT = 100_000
 
 
-@dataclass(frozen=True, slots=True)
-class IndexStatus:
-    """One version of an index.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IndexProgress:
+    """How far a version of an index is: all that is known without counting documents.
 
     Attributes:
-        documents: current documents of the collection.
-        indexed: of these, what the ledger says the store holds.
-        backlog: live documents that wait for the indexer.
+        position, collection_position: how far the live lane is, and how far it can go.
+        backlog: live documents that wait for the indexer, at most `BACKLOG_LIMIT`.
         shards_behind: shards that the bulk lane has still to compare.
         lag_p50_ms, lag_p95_ms: source commit to searchable over the last 500 live batches; None before the first.
         source_lsn, source_time: up to here the source's changes are in the inbox.
+        verified, verified_lsn: up to this position the changes were compared with what the store holds.
+        scanned: share of the present deep scan that is done, 0 to 1.
+        scan_seconds, scan_ended_at: of the last whole deep scan; None before the first.
+        drift_found, drift_repaired: documents that the verification found to differ, and mended, since the version is.
     """
 
+    version_id: int
     index: str
     version: int
     state: str
@@ -38,13 +46,11 @@ class IndexStatus:
     model: str
     dimension: int
     fingerprint: str
+    position: int
     collection: str
+    collection_position: int
     source_lsn: str | None
     source_time: datetime | None
-    documents: int
-    indexed: int
-    chunks: int
-    parked: int
     backlog: int
     shards: int
     shards_behind: int
@@ -52,11 +58,35 @@ class IndexStatus:
     lag_p95_ms: float | None
     last_applied_at: datetime | None
     indexer_running: bool
+    verified: int
+    verified_lsn: str | None
+    scanned: float
+    scan_seconds: float | None
+    scan_ended_at: datetime | None
+    drift_found: int
+    drift_repaired: int
 
     @property
     def level(self) -> bool:
         """Whether everything that the inbox holds is in the store."""
         return self.backlog == 0 and self.shards_behind == 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IndexStatus(IndexProgress):
+    """One version of an index, with what it holds.
+
+    Attributes:
+        documents: current documents of the collection.
+        indexed: of these, what the ledger says the store holds.
+        chunks: vectors.
+        parked: documents that cannot be indexed.
+    """
+
+    documents: int
+    indexed: int
+    chunks: int
+    parked: int
 
     def to_json(self) -> dict[str, Any]:
         """For `--json` and the console."""
@@ -65,7 +95,10 @@ class IndexStatus:
 
 @dataclass(frozen=True, slots=True)
 class CaptureStatus:
-    """A capture: `complete` of its `tables` have had their snapshot; `running` is None if its slot is elsewhere."""
+    """A capture: `complete` of its `tables` have had their snapshot.
+
+    `running`, and `retained_bytes` of log that the server keeps for the slot, are None if the slot is elsewhere.
+    """
 
     source: str
     slot: str
@@ -74,10 +107,11 @@ class CaptureStatus:
     tables: int
     complete: int
     running: bool | None = None
+    retained_bytes: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class CollectionStatus:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CollectionProgress:
     """How far the inbox is with a collection."""
 
     name: str
@@ -85,14 +119,26 @@ class CollectionStatus:
     position: int
     source_lsn: str | None
     source_time: datetime | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CollectionStatus(CollectionProgress):
+    """The same with what it holds, counted."""
+
     documents: int
     dead_letters: int
 
 
-def collection_status(connection: Connection) -> list[CollectionStatus]:
-    """Every collection that the inbox knows."""
+def collection_progress(connection: Connection) -> list[CollectionProgress]:
+    """Every collection that the inbox knows; costs nothing worth mentioning."""
+    with connection.cursor(row_factory=class_row(CollectionProgress)) as cursor:
+        return cursor.execute(Q["collection_progress"]).fetchall()
+
+
+def collection_status(connection: Connection, names: Sequence[str] | None = None) -> list[CollectionStatus]:
+    """Every collection that the inbox knows, or those of `names`; counts their documents."""
     with connection.cursor(row_factory=class_row(CollectionStatus)) as cursor:
-        return cursor.execute(Q["collections"]).fetchall()
+        return cursor.execute(Q["collections"], {"names": None if names is None else list(names)}).fetchall()
 
 
 def touched_shards(connection: Connection, version: IndexVersion, after: int, upto: int) -> list[int]:
@@ -104,10 +150,18 @@ def touched_shards(connection: Connection, version: IndexVersion, after: int, up
     return [int(row[0]) for row in rows]
 
 
-def index_status(connection: Connection) -> list[IndexStatus]:
-    """Every version that is fed."""
-    with connection.cursor(row_factory=class_row(IndexStatus)) as cursor:
-        return cursor.execute(Q["versions"]).fetchall()
+def index_progress(connection: Connection) -> list[IndexProgress]:
+    """Every version that is fed; the cost does not grow with the documents."""
+    with connection.cursor(row_factory=class_row(IndexProgress)) as cursor:
+        return cursor.execute(Q["progress"], {"most": BACKLOG_LIMIT}).fetchall()
+
+
+def index_status(connection: Connection, versions: Sequence[int] | None = None) -> list[IndexStatus]:
+    """Every version that is fed, or those of these ids; counts their documents, so it is for people, not for loops."""
+    wanted = [p for p in index_progress(connection) if versions is None or p.version_id in versions]
+    rows = connection.execute(Q["contents"], {"ids": [p.version_id for p in wanted]}).fetchall()
+    counted = {row[0]: dict(zip(("documents", "indexed", "chunks", "parked"), row[1:], strict=True)) for row in rows}
+    return [IndexStatus(**asdict(p), **counted[p.version_id]) for p in wanted]
 
 
 def capture_status(connection: Connection) -> list[CaptureStatus]:
@@ -146,16 +200,19 @@ def field_values(connection: Connection, version: IndexVersion, limit: int = 50)
 
 
 def why(connection: Connection, index: str, key_text: str) -> dict[str, Any]:
-    """Where a key's vectors came from: row, log position, commit time, hashes, model, run, and its last changes.
+    """Where a key's vectors came from: row, log position, commit time, hashes, model, code, image, run.
+
+    `chunks` has each stored chunk's span, hash, origin and run; `history` the key's last changes.
 
     Raises:
         SophiaError: no such index, or the key was never seen.
     """
-    serving_version(connection, index)
+    version = serving_version(connection, index)
     key = parse_key(key_text)
     with connection.cursor(row_factory=dict_row) as cursor:
         found = cursor.execute(Q["why"], {"index": index, "key": key}).fetchone()
         if found is None:
             raise SophiaError(f"index {index!r} has never seen key {key}; keys look like 42 or '[\"a\", 2]'")
         history = cursor.execute(Q["history"], {"collection": found["collection"], "key": key}).fetchall()
-    return dict(found) | {"history": history}
+    chunks = [asdict(chunk) for chunk in store_of(version.store).chunks_of(connection, version, key)]
+    return dict(found) | {"chunks": chunks, "history": history}

@@ -15,14 +15,15 @@ from psycopg.rows import TupleRow
 from sophia import sql
 from sophia.documents import bucket_range
 from sophia.embedding import Embedder
-from sophia.indexing.repair import Difference, compare
+from sophia.indexing.compare import Difference, compare
 from sophia.indexing.text import Texts
 from sophia.indexing.versions import IndexVersion
 from sophia.indexing.writer import Row
-from sophia.stores import Store
+from sophia.stores import Scope, Store
 
 Connection = psycopg.Connection[TupleRow]
 Q = sql.load("indexing")
+COMPARE = sql.load("compare")
 SAMPLE = 32
 AGREEMENT = 0.999
 
@@ -50,15 +51,20 @@ class Proof:
         """Whether index and source agree."""
         return self.difference.empty and (self.cosine_min is None or self.cosine_min >= AGREEMENT)
 
+    def listed(self, most: int) -> dict[str, list[str]]:
+        """The keys that differ by kind, at most so many of each."""
+        return {kind: [str(key) for key in keys[:most]] for kind, keys in self.difference.keys().items() if keys}
+
     def sentence(self) -> str:
         """In one line, for people."""
         counts = self.difference.counts()
         kinds = ("missing", "extra", "stale", "doubled", "altered")
         words = ", ".join(f"{kind} {counts[kind]}" for kind in kinds)
         parked = f", parked {counts['parked']}" if counts["parked"] else ""
+        pending = f" ({counts['pending']} of these are on their way)" if counts["pending"] else ""
         cosine = f", sampled cosine >= {self.cosine_min:.6f} of {self.sampled}" if self.cosine_min is not None else ""
         verb = "equals" if self.holds else "DIFFERS from"
-        return f"{self.label} {verb} its source at LSN {self.lsn or 'unknown'}: {words}{parked}{cosine}"
+        return f"{self.label} {verb} its source at LSN {self.lsn or 'unknown'}: {words}{pending}{parked}{cosine}"
 
 
 def verify(
@@ -83,9 +89,7 @@ def verify(
     total = version.index.shards
     compared = range(total) if shards is None else shards
     for shard in compared:
-        part = compare(connection, version, store, *bucket_range(shard, total))
-        for name in Difference.__slots__:
-            getattr(whole, name).extend(getattr(part, name))
+        whole.add(compare(connection, version, store, Scope(*bucket_range(shard, total))))
     documents, chunks = store.counts(connection, version)
     buckets = (bucket_range(compared[0], total)[0], bucket_range(compared[-1], total)[1])
     cosines = _sample(connection, version, store, embedder, buckets, sample, seed) if embedder is not None else []
@@ -119,7 +123,7 @@ def _sample(
         "limit": size,
         "seed": seed,
     }
-    keys = [row[0] for row in connection.execute(Q["sample_keys"], params)]
+    keys = [row[0] for row in connection.execute(COMPARE["sample_keys"], params)]
     rows = connection.execute(
         Q["by_keys"], {"version_id": version.id, "collection_id": version.collection_id, "keys": keys}
     ).fetchall()

@@ -134,7 +134,8 @@ def ensure_version(connection: Connection, catalog: Catalog, index: Index, profi
             connection.execute(Q["lock_position"], {"collection_id": collection_id})
             connection.execute(Q["forget"], {"version_id": found[0]})
             connection.execute(Q["revive"], {"version_id": found[0]})
-            connection.execute(Q["reset_shards"], {"version_id": found[0]})
+            connection.execute(Q["drop_shards"], {"version_id": found[0]})
+            connection.execute(Q["create_shards"], {"version_id": found[0], "shards": index.shards})
     return next(v for v in active_versions(connection) if v.index_name == index.name and v.fingerprint == mark)
 
 
@@ -142,6 +143,28 @@ def active_versions(connection: Connection) -> list[IndexVersion]:
     """Every version that is fed: building, serving or retiring."""
     with connection.cursor(row_factory=class_row(IndexVersion)) as cursor:
         return cursor.execute(Q["all"]).fetchall()
+
+
+def numbered_version(connection: Connection, name: str, number: int) -> IndexVersion:
+    """Version `number` of an index, if it is fed.
+
+    Raises:
+        SophiaError: there is none; those that are there are named.
+    """
+    known = [version for version in active_versions(connection) if version.index_name == name]
+    for version in known:
+        if version.number == number:
+            return version
+    there = ", ".join(f"{v.number} ({v.state})" for v in known)
+    raise SophiaError(f"index {name!r} has no version {number} that is fed; there are: {there or 'none'}")
+
+
+def candidate_version(connection: Connection, catalog: Catalog, index: Index, profile: Profile) -> IndexVersion | None:
+    """The version that the catalog asks for, as far as it was begun; None before. Changes nothing."""
+    store = index.store.for_profile(profile)
+    mark = fingerprint(index, catalog.model(index.model), store) if store else None
+    found = (v for v in active_versions(connection) if v.index_name == index.name and v.fingerprint == mark)
+    return next(found, None)
 
 
 def serving_version(connection: Connection, name: str) -> IndexVersion:

@@ -12,7 +12,6 @@ Invariants:
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -27,7 +26,9 @@ from sophia import inbox, sql
 from sophia.documents import Clock, Key, Origin, parse_lsn
 from sophia.embedding import Embedder, Vectors
 from sophia.errors import DocumentError
+from sophia.failpoints import failpoint
 from sophia.indexing.leases import Lease
+from sophia.indexing.pace import Pace
 from sophia.indexing.text import Chunk, Texts
 from sophia.indexing.versions import IndexVersion
 from sophia.stores import ChunkWrite, DocumentWrite, Store
@@ -35,6 +36,7 @@ from sophia.stores.base import vector_hash
 
 logger = logging.getLogger("sophia.indexing")
 Connection = psycopg.Connection[TupleRow]
+Cursor = psycopg.Cursor[TupleRow]
 Q = sql.load("indexing")
 # Keys named in the record of a batch, for the feed; a batch may hold many more.
 FEED_KEYS = 20
@@ -89,6 +91,7 @@ class Figures:
     parked: int = 0
     tokens: int = 0
     embed_seconds: float = 0.0
+    store_seconds: float = 0.0
     lag_ms: list[float] = field(default_factory=list)
 
     def add(self, other: Figures) -> None:
@@ -100,7 +103,12 @@ class Figures:
         self.parked += other.parked
         self.tokens += other.tokens
         self.embed_seconds += other.embed_seconds
+        self.store_seconds += other.store_seconds
         self.lag_ms += other.lag_ms
+
+
+class _Moved(Exception):
+    """The ledger is not what the plan was made from; plan again."""
 
 
 class Writer:
@@ -109,6 +117,7 @@ class Writer:
     Args:
         run: who writes: `live`, or a Dagster run id; kept with every row.
         lane: `live` or `bulk`, for the record of batches.
+        observe: called with what each batch cost, after its commit.
     """
 
     def __init__(
@@ -120,14 +129,18 @@ class Writer:
         *,
         run: str,
         lane: str,
+        observe: Callable[[Figures], None] = lambda figures: None,
     ) -> None:
         self.version = version
         self.store = store
         self._embedder = embedder
         self._run = run
         self._lane = lane
+        self._observe = observe
         index = version.index
         self._metadata = index.metadata
+        # Of the transactions alone, without the embedding before them.
+        self.pace = Pace()
         self._texts = Texts(index.template, index.chunk_tokens, index.chunk_overlap, embedder.tokenizer, max_text_bytes)
 
     def apply(
@@ -157,34 +170,60 @@ class Writer:
             figures = Figures()
             chunked, faults = self._chunk(todo)
             writes = self._plan(connection, todo, chunked, faults, repair, figures, between)
-            with connection.transaction():
-                if lease is not None:
-                    lease.check(connection)
-                if self._unmoved(connection, todo, writes):
-                    if writes:
-                        self._commit_writes(connection, writes, faults, repair)
-                        figures.documents = len(writes)
-                        figures.parked = len(faults)
-                        self._record(connection, writes, figures, began)
-                    if position is not None:
-                        connection.execute(
-                            Q["advance"], {"version_id": self.version.id, "position": position}, prepare=True
-                        )
-                    return figures
-            todo = self._read_again(connection, todo)
+            failpoint("writer.embedded")
+            try:
+                self._commit(connection, todo, writes, faults, figures, lease, position, repair, began)
+            except _Moved:
+                todo = self._read_again(connection, todo)
+            else:
+                failpoint("writer.after_commit")
+                if figures.documents:
+                    self._observe(figures)
+                return figures
 
-    def _unmoved(self, connection: Connection, rows: Sequence[Row], writes: Sequence[DocumentWrite]) -> bool:
-        """Whether the ledger still is what the plan was made from, as far as the plan keeps vectors.
-
-        Another writer of this version may have come between plan and write: what was unchanged then is not now.
-        """
-        planned = {row.key: row.ledger_clock for row in rows}
-        kept = [write.key for write in writes if any(chunk.vector is None for chunk in write.chunks)]
-        if not kept:
-            return True
-        found = connection.execute(Q["ledger_clocks"], {"version_id": self.version.id, "keys": kept}, prepare=True)
-        clocks = {Key(key): Clock(*clock) for key, clock in found}
-        return all(clocks.get(key) == planned[key] for key in kept)
+    def _commit(
+        self,
+        connection: Connection,
+        rows: Sequence[Row],
+        writes: Sequence[DocumentWrite],
+        faults: dict[Key, str],
+        figures: Figures,
+        lease: Lease | None,
+        position: int | None,
+        repair: bool,
+        began: float,
+    ) -> None:
+        """The one transaction of a batch, in two waits: check what it stands on, then write and commit."""
+        # In key order, so that two writers that meet wait for each other instead of deadlocking.
+        ordered = sorted(writes, key=lambda write: write.key)
+        recorded = None
+        opened = time.perf_counter()
+        kept = [write.key for write in ordered if any(chunk.vector is None for chunk in write.chunks)]
+        with connection.pipeline(), connection.transaction():
+            held = lease.check(connection) if lease is not None else None
+            found = connection.execute(Q["ledger_clocks"], {"version_id": self.version.id, "keys": kept}, prepare=True)
+            if held is not None:
+                held()
+            if kept and not _unmoved(rows, kept, found):
+                raise _Moved
+            if ordered:
+                self._write_ledger(connection, ordered, repair)
+                failpoint("writer.ledger")
+                self.store.write(connection, self.version, ordered, self._run, replace=repair)
+                failpoint("writer.store")
+                self._write_dead_letters(connection, ordered, faults)
+                figures.documents = len(ordered)
+                figures.parked = len(faults)
+                recorded = self._record(connection, ordered, figures, began)
+            if position is not None:
+                connection.execute(Q["advance"], {"version_id": self.version.id, "position": position}, prepare=True)
+            failpoint("writer.before_commit")
+        figures.store_seconds = time.perf_counter() - opened
+        self.pace.took(len(ordered), figures.store_seconds)
+        if recorded is not None:
+            row = recorded.fetchone()
+            if row is not None and row[0] is not None:
+                figures.lag_ms.append(float(row[0]))
 
     def _read_again(self, connection: Connection, rows: Sequence[Row]) -> list[Row]:
         params = {"version_id": self.version.id, "collection_id": self.version.collection_id}
@@ -232,17 +271,22 @@ class Writer:
                     kept.add((row.key, number))
                 else:
                     wanted[chunk.content_hash] = chunk.content
-        # A repair trusts nothing that the store holds.
-        vectors = {} if repair else self.store.vectors(connection, self.version, list(wanted))
+        if repair:
+            # A repair trusts a vector only by the ledger's hash of it.
+            sound = self.store.sound_vectors(connection, self.version, [row.key for row in rows])
+            vectors = {content_hash: sound[content_hash] for content_hash in wanted if content_hash in sound}
+        else:
+            vectors = self.store.vectors(connection, self.version, list(wanted))
         figures.reused = len(kept) + len(vectors)
         fresh = [content_hash for content_hash in wanted if content_hash not in vectors]
         if fresh:
             texts = [wanted[content_hash] for content_hash in fresh]
+            seen = self._embedder.tokens_seen
             started = time.perf_counter()
             computed = self._embedder.embed(texts, between)
             figures.embed_seconds = time.perf_counter() - started
             figures.embedded = len(texts)
-            figures.tokens = sum(self._embedder.token_counts(texts))
+            figures.tokens = self._embedder.tokens_seen - seen
             vectors |= dict(zip(fresh, computed, strict=True))
         return [self._write(row, chunked[row.key], kept, vectors, row.key in faults, figures) for row in rows]
 
@@ -285,35 +329,37 @@ class Writer:
             parked=parked,
         )
 
-    def _commit_writes(
-        self, connection: Connection, writes: Sequence[DocumentWrite], faults: dict[Key, str], repair: bool
-    ) -> None:
-        # In key order, so that two writers that meet wait for each other instead of deadlocking.
-        ordered = sorted(writes, key=lambda write: write.key)
+    def _write_ledger(self, connection: Connection, writes: Sequence[DocumentWrite], repair: bool) -> None:
         connection.execute(
             Q["ledger"],
             {
                 "version_id": self.version.id,
                 "run": self._run,
                 "repair": repair,
-                "keys": [w.key for w in ordered],
-                "buckets": [w.bucket for w in ordered],
-                "clocks": [w.clock.literal for w in ordered],
-                "states": ["parked" if w.parked else "applied" for w in ordered],
-                "deleted": [w.deleted for w in ordered],
-                "content_hashes": [_byte_array([c.content_hash for c in w.chunks]) for w in ordered],
-                "vector_hashes": [_byte_array([c.vector_hash for c in w.chunks]) for w in ordered],
+                "keys": [w.key for w in writes],
+                "buckets": [w.bucket for w in writes],
+                "clocks": [w.clock.literal for w in writes],
+                "states": ["parked" if w.parked else "applied" for w in writes],
+                "deleted": [w.deleted for w in writes],
+                "content_hashes": [_byte_array([c.content_hash for c in w.chunks]) for w in writes],
+                "vector_hashes": [_byte_array([c.vector_hash for c in w.chunks]) for w in writes],
             },
             prepare=True,
         )
-        self.store.write(connection, self.version, ordered, self._run, replace=repair)
-        healthy = [w.key for w in ordered if not w.parked]
+
+    def _write_dead_letters(
+        self, connection: Connection, writes: Sequence[DocumentWrite], faults: dict[Key, str]
+    ) -> None:
         connection.execute(
             sql.load("inbox")["resolve_dead_letters"],
-            {"collection_id": self.version.collection_id, "keys": healthy, "version_id": self.version.id},
+            {
+                "collection_id": self.version.collection_id,
+                "keys": [w.key for w in writes if not w.parked],
+                "version_id": self.version.id,
+            },
             prepare=True,
         )
-        clocks = {w.key: w.clock for w in ordered}
+        clocks = {w.key: w.clock for w in writes}
         for key, reason in faults.items():
             inbox.park(
                 connection,
@@ -325,15 +371,19 @@ class Writer:
                 version_id=self.version.id,
             )
 
-    def _record(self, connection: Connection, writes: Sequence[DocumentWrite], figures: Figures, began: float) -> None:
+    def _record(
+        self, connection: Connection, writes: Sequence[DocumentWrite], figures: Figures, began: float
+    ) -> Cursor:
+        """Note the batch and notify the feed. The answer holds the lag in milliseconds, or null."""
         oldest: datetime | None = None
         if self._lane == "live":
             oldest = min((w.origin.committed_at for w in writes if w.origin.committed_at), default=None)
-        keys = [("-" if w.deleted else "") + w.key for w in writes[:FEED_KEYS]]
-        row = connection.execute(
+        return connection.execute(
             Q["batch"],
             {
                 "version_id": self.version.id,
+                "index": self.version.index_name,
+                "version": self.version.number,
                 "lane": self._lane,
                 "run": self._run,
                 "documents": figures.documents,
@@ -344,25 +394,20 @@ class Writer:
                 "embed_ms": figures.embed_seconds * 1000,
                 "apply_ms": (time.perf_counter() - began) * 1000,
                 "oldest": oldest,
-                "keys": keys,
+                "keys": [("-" if w.deleted else "") + w.key for w in writes[:FEED_KEYS]],
             },
             prepare=True,
-        ).fetchone()
-        if row and row[1] is not None:
-            figures.lag_ms.append(float(row[1]))
-        payload = {
-            "batch": row[0] if row else None,
-            "index": self.version.index_name,
-            "version": self.version.number,
-            "lane": self._lane,
-            "documents": figures.documents,
-            "embedded": figures.embedded,
-            "deleted": figures.deleted,
-            "lag_ms": round(float(row[1]), 1) if row and row[1] is not None else None,
-            # NOTIFY carries at most 8,000 bytes; a key may be long.
-            "keys": [key for key in keys if len(key) < 200][:FEED_KEYS],
-        }
-        connection.execute(Q["notify"], {"payload": json.dumps(payload)}, prepare=True)
+        )
+
+
+def _unmoved(rows: Sequence[Row], kept: Sequence[Key], found: Cursor) -> bool:
+    """Whether the ledger still is what the plan was made from, as far as the plan keeps vectors.
+
+    Another writer of this version may have come between plan and write: what was unchanged then is not now.
+    """
+    planned = {row.key: row.ledger_clock for row in rows}
+    clocks = {Key(key): Clock(*clock) for key, clock in found}
+    return all(clocks.get(key) == planned[key] for key in kept)
 
 
 def _byte_array(values: Sequence[bytes]) -> str:

@@ -6,6 +6,7 @@ import logging
 import signal
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from types import FrameType
 
 import psycopg
@@ -30,8 +31,17 @@ def stop_on_signals() -> threading.Event:
     return stop
 
 
-def keep_running(work: Callable[[threading.Event], None], stop: threading.Event, name: str) -> None:
-    """Call `work(stop)` until `stop` is set, again after temporary faults, with growing pauses.
+@dataclass(frozen=True, slots=True)
+class Loop:
+    """A long-lived loop: `run` works until the event that it is given is set, `ready` is set while it does."""
+
+    name: str
+    run: Callable[[threading.Event], None]
+    ready: threading.Event
+
+
+def keep_running(loop: Loop, stop: threading.Event) -> None:
+    """Run a loop until `stop` is set, again after temporary faults, with growing pauses, in which it is not ready.
 
     Raises:
         FencedError: another process took over; this one must end.
@@ -40,28 +50,29 @@ def keep_running(work: Callable[[threading.Event], None], stop: threading.Event,
     delay = FIRST_DELAY_SECONDS
     while not stop.is_set():
         try:
-            work(stop)
+            loop.run(stop)
             return
         except FencedError:
             raise
         except (TemporaryError, psycopg.OperationalError) as error:
-            logger.warning("%s: %s; again in %.1f s", name, str(error).strip(), delay)
+            loop.ready.clear()
+            logger.warning("%s: %s; again in %.1f s", loop.name, str(error).strip(), delay)
             stop.wait(delay)
             delay = min(delay * 2, LONGEST_DELAY_SECONDS)
 
 
-def run_together(works: Sequence[tuple[str, Callable[[threading.Event], None]]], stop: threading.Event) -> None:
+def run_together(loops: Sequence[Loop], stop: threading.Event) -> None:
     """Run several loops in threads. The first that fails stops the others and its error is raised."""
     failures: list[BaseException] = []
 
-    def guarded(name: str, work: Callable[[threading.Event], None]) -> None:
+    def guarded(loop: Loop) -> None:
         try:
-            keep_running(work, stop, name)
+            keep_running(loop, stop)
         except BaseException as error:
             failures.append(error)
             stop.set()
 
-    threads = [threading.Thread(target=guarded, args=item, name=item[0], daemon=True) for item in works]
+    threads = [threading.Thread(target=guarded, args=(loop,), name=loop.name, daemon=True) for loop in loops]
     for thread in threads:
         thread.start()
     for thread in threads:

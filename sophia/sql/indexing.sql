@@ -33,15 +33,15 @@ WHERE d.collection_id = %(collection_id)s AND NOT d.bulk AND d.position > %(posi
 ORDER BY d.position LIMIT %(limit)s
 
 -- name: outdated
--- Documents of a range of buckets that the ledger does not have, or has at an older clock. A key that was deleted
--- before it was ever indexed needs no entry.
+-- Documents of a range of buckets that the ledger does not have, or has at an older clock, in order of the buckets. A
+-- key that was deleted before it was ever indexed needs no entry.
 SELECT d.key, d.bucket, d.position, d.clock, d.deleted, d.missing, d.body, d.lsn::text, d.txid, d.committed_at,
        l.clock, l.deleted, l.content_hashes, l.vector_hashes, l.state
 FROM sophia.documents d
 LEFT JOIN sophia.ledger l ON l.version_id = %(version_id)s AND l.key = d.key
 WHERE d.collection_id = %(collection_id)s AND d.bucket BETWEEN %(first)s AND %(last)s
   AND ((l.key IS NULL AND NOT d.deleted) OR l.clock < d.clock)
-LIMIT %(limit)s
+ORDER BY d.bucket LIMIT %(limit)s
 
 -- name: by_keys
 SELECT d.key, d.bucket, d.position, d.clock, d.deleted, d.missing, d.body, d.lsn::text, d.txid, d.committed_at,
@@ -71,14 +71,21 @@ WHERE l.clock < EXCLUDED.clock OR (%(repair)s AND l.clock = EXCLUDED.clock)
 UPDATE sophia.index_versions SET position = GREATEST(position, %(position)s) WHERE id = %(version_id)s
 
 -- name: batch
-INSERT INTO sophia.batches (version_id, lane, run, documents, embedded, reused, deleted, tokens, embed_ms, apply_ms,
-                            lag_ms, keys)
-VALUES (%(version_id)s, %(lane)s, %(run)s, %(documents)s, %(embedded)s, %(reused)s, %(deleted)s, %(tokens)s,
-        %(embed_ms)s, %(apply_ms)s, EXTRACT(epoch FROM clock_timestamp() - %(oldest)s::timestamptz) * 1000, %(keys)s)
-RETURNING id, lag_ms
-
--- name: notify
-SELECT pg_notify('sophia_indexed', %(payload)s)
+-- Notes a batch and tells the feed. NOTIFY carries at most 8,000 bytes, so long keys are left out of it.
+WITH noted AS (
+    INSERT INTO sophia.batches (version_id, lane, run, documents, embedded, reused, deleted, tokens, embed_ms, apply_ms,
+                                lag_ms, keys)
+    VALUES (%(version_id)s, %(lane)s, %(run)s, %(documents)s, %(embedded)s, %(reused)s, %(deleted)s, %(tokens)s,
+            %(embed_ms)s, %(apply_ms)s, EXTRACT(epoch FROM clock_timestamp() - %(oldest)s::timestamptz) * 1000,
+            %(keys)s)
+    RETURNING id, lag_ms, keys
+)
+SELECT lag_ms, pg_notify('sophia_indexed', json_build_object(
+    'batch', id, 'index', %(index)s::text, 'version', %(version)s::int, 'lane', %(lane)s::text,
+    'documents', %(documents)s::int, 'embedded', %(embedded)s::int, 'deleted', %(deleted)s::int,
+    'lag_ms', round(lag_ms::numeric, 1),
+    'keys', ARRAY(SELECT k FROM unnest(keys) k WHERE octet_length(k) < 200))::text)
+FROM noted
 
 -- name: stale_shards
 -- Shards that were not compared since the newest bulk document came in.
@@ -97,28 +104,8 @@ WHERE version_id = %(version_id)s AND shard = %(shard)s
 -- name: shards_pending
 SELECT count(*) FROM sophia.shards WHERE version_id = %(version_id)s AND position < 0
 
--- name: expected
--- What the ledger says of a range of buckets, beside the current document.
-SELECT l.key, l.state, l.deleted, l.content_hashes, l.vector_hashes, l.clock, d.clock, d.deleted
-FROM sophia.ledger l
-LEFT JOIN sophia.documents d ON d.collection_id = %(collection_id)s AND d.key = l.key
-WHERE l.version_id = %(version_id)s AND l.bucket BETWEEN %(first)s AND %(last)s
-
--- name: absent
--- Documents that the ledger does not know at all.
-SELECT d.key FROM sophia.documents d
-WHERE d.collection_id = %(collection_id)s AND d.bucket BETWEEN %(first)s AND %(last)s AND NOT d.deleted
-  AND NOT EXISTS (SELECT 1 FROM sophia.ledger l WHERE l.version_id = %(version_id)s AND l.key = d.key)
-
 -- name: orphaned
 -- Live entries of keys that have no document any more.
 UPDATE sophia.ledger l SET deleted = true, content_hashes = '{}', vector_hashes = '{}', updated_at = clock_timestamp()
 WHERE l.version_id = %(version_id)s AND l.key = ANY(%(keys)s) AND NOT l.deleted
   AND NOT EXISTS (SELECT 1 FROM sophia.documents d WHERE d.collection_id = %(collection_id)s AND d.key = l.key)
-
--- name: sample_keys
-SELECT l.key FROM sophia.ledger l
-JOIN sophia.documents d ON d.collection_id = %(collection_id)s AND d.key = l.key
-WHERE l.version_id = %(version_id)s AND NOT l.deleted AND l.state = 'applied' AND cardinality(l.content_hashes) > 0
-  AND d.bucket BETWEEN %(first)s AND %(last)s
-ORDER BY md5(l.key || %(seed)s) LIMIT %(limit)s

@@ -1,5 +1,5 @@
 -- name: create_table
-CREATE TABLE IF NOT EXISTS {table} (
+CREATE TABLE {table} (
     id           uuid PRIMARY KEY,
     key          text NOT NULL,
     bucket       integer NOT NULL,
@@ -20,27 +20,27 @@ CREATE TABLE IF NOT EXISTS {table} (
 ) WITH (fillfactor = 85)
 
 -- name: create_hash_index
-CREATE INDEX IF NOT EXISTS {name} ON {table} (content_hash)
+CREATE INDEX {name} ON {table} (content_hash)
 
 -- name: create_bucket_index
-CREATE INDEX IF NOT EXISTS {name} ON {table} (bucket)
+CREATE INDEX {name} ON {table} (bucket)
 
 -- name: create_text_index
-CREATE INDEX IF NOT EXISTS {name} ON {table} USING gin (tsv)
+CREATE INDEX CONCURRENTLY IF NOT EXISTS {name} ON {table} USING gin (tsv)
 
--- name: create_vector_index
+-- name: create_hnsw_index
 CREATE INDEX CONCURRENTLY IF NOT EXISTS {name} ON {table} USING hnsw (embedding vector_cosine_ops)
     WITH (m = 16, ef_construction = 128)
 
--- name: drop_invalid_index
+-- name: try_lock
+SELECT pg_try_advisory_lock(hashtextextended(%(name)s, 0))
+
+-- name: unlock
+SELECT pg_advisory_unlock(hashtextextended(%(name)s, 0))
+
+-- name: invalid_index
 -- A build that was cut off leaves an invalid index behind, which IF NOT EXISTS would take for done.
 SELECT 1 FROM pg_index WHERE indexrelid = to_regclass(%(name)s) AND NOT indisvalid
-
--- name: publish
-CREATE VIEW {view} AS
-SELECT key, chunk, content, content_hash, embedding, metadata, clock, lsn, {model}::text AS model, indexed_at,
-       span, txid, committed_at, run
-FROM {table}
 
 -- name: delete_surplus
 -- Only what the ledger has at this very clock: an older writer's rows are not its business.
@@ -56,12 +56,13 @@ DELETE FROM {table} s WHERE s.key = ANY(%(keys)s)
                   WHERE l.version_id = %(version_id)s AND l.key = s.key AND NOT l.deleted AND l.state = 'applied')
 
 -- name: upsert
+-- Vectors travel in binary: as text they cost ten times the rest of the row.
 INSERT INTO {table} (id, key, bucket, chunk, span, content, content_hash, embedding, metadata, clock, lsn, txid,
                      committed_at, run)
 SELECT u.id, u.key, u.bucket, u.chunk, int4range(u.start, u.stop), u.content, u.content_hash, u.embedding,
        u.metadata::jsonb, u.clock::bigint[], u.lsn::pg_lsn, u.txid, u.committed_at, %(run)s
 FROM unnest(%(ids)s::uuid[], %(keys)s::text[], %(buckets)s::int[], %(chunks)s::int[], %(starts)s::int[],
-            %(stops)s::int[], %(contents)s::text[], %(hashes)s::bytea[], %(vectors)s::vector[],
+            %(stops)s::int[], %(contents)s::text[], %(hashes)s::bytea[], %(vectors)b::vector[],
             %(metadata)s::text[], %(clocks)s::text[], %(lsns)s::text[], %(txids)s::bigint[], %(times)s::timestamptz[])
      AS u (id, key, bucket, chunk, start, stop, content, content_hash, embedding, metadata, clock, lsn, txid,
            committed_at)
@@ -86,26 +87,56 @@ WHERE s.id = u.id
 -- name: vectors
 SELECT DISTINCT ON (content_hash) content_hash, embedding FROM {table} WHERE content_hash = ANY(%(hashes)s)
 
+-- name: sound_vectors
+-- A vector that hashes to what the ledger noted of this place is the one that was computed from the text noted there.
+SELECT l.content_hashes[s.chunk + 1], s.embedding FROM {table} s
+JOIN sophia.ledger l ON l.version_id = %(version_id)s AND l.key = s.key
+WHERE s.key = ANY(%(keys)s) AND substring(sha256(vector_send(s.embedding)) FOR 16) = l.vector_hashes[s.chunk + 1]
+
 -- name: inventory
-SELECT key, array_agg(content_hash ORDER BY chunk),
+SELECT key, array_agg(id ORDER BY chunk), array_agg(content_hash ORDER BY chunk),
        array_agg(substring(sha256(convert_to(content, 'UTF8')) FOR 16) ORDER BY chunk),
-       array_agg(substring(sha256(vector_send(embedding)) FOR 16) ORDER BY chunk), min(clock), max(clock)
+       array_agg(substring(sha256(vector_send(embedding)) FOR 16) ORDER BY chunk),
+       array_agg(DISTINCT metadata::text), min(clock), max(clock)
 FROM {table} WHERE bucket BETWEEN %(first)s AND %(last)s GROUP BY key
+
+-- name: inventory_of_keys
+SELECT key, array_agg(id ORDER BY chunk), array_agg(content_hash ORDER BY chunk),
+       array_agg(substring(sha256(convert_to(content, 'UTF8')) FOR 16) ORDER BY chunk),
+       array_agg(substring(sha256(vector_send(embedding)) FOR 16) ORDER BY chunk),
+       array_agg(DISTINCT metadata::text), min(clock), max(clock)
+FROM {table} WHERE key = ANY(%(keys)s) GROUP BY key
+
+-- name: has_vector_index
+SELECT 1 FROM pg_index WHERE indexrelid = to_regclass(%(name)s) AND indisvalid
+
+-- name: sample
+SELECT DISTINCT ON (t.id) t.id, t.key, t.content, t.metadata, t.embedding
+FROM unnest(%(ids)s::uuid[]) AS u (id)
+CROSS JOIN LATERAL (SELECT * FROM {table} WHERE id >= u.id ORDER BY id LIMIT 1) t
+
+-- name: chunks_of
+SELECT chunk, lower(span), upper(span), encode(content_hash, 'hex'), clock, lsn::text, txid, committed_at, run,
+       indexed_at
+FROM {table} WHERE key = %(key)s ORDER BY chunk
+
+-- name: erase
+DELETE FROM {table} WHERE key = ANY(%(keys)s)
 
 -- name: counts
 SELECT count(DISTINCT key), count(*) FROM {table}
 
 -- name: search
-SELECT key, chunk, 1 - (embedding <=> %(vector)s) AS score, content, metadata, lsn::text, committed_at, indexed_at
+SELECT key, chunk, 1 - (embedding <=> %(vector)b::vector) AS score, content, metadata, lsn::text, committed_at, indexed_at
 FROM {table} WHERE {filters}
-ORDER BY embedding <=> %(vector)s LIMIT %(k)s
+ORDER BY embedding <=> %(vector)b::vector LIMIT %(k)s
 
 -- name: hybrid
 -- Reciprocal rank fusion of the vector's and the full text's best candidates.
 WITH by_vector AS (
     SELECT id, row_number() OVER (ORDER BY distance) AS rank
-    FROM (SELECT id, embedding <=> %(vector)s AS distance FROM {table} WHERE {filters}
-          ORDER BY embedding <=> %(vector)s LIMIT %(candidates)s) v
+    FROM (SELECT id, embedding <=> %(vector)b::vector AS distance FROM {table} WHERE {filters}
+          ORDER BY embedding <=> %(vector)b::vector LIMIT %(candidates)s) v
 ), by_text AS (
     SELECT id, row_number() OVER (ORDER BY score DESC, id) AS rank
     FROM (SELECT id, ts_rank_cd(tsv, q) AS score FROM {table}, websearch_to_tsquery('english', %(text)s) q

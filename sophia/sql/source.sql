@@ -24,6 +24,18 @@ WHERE c.oid = to_regclass(%(table)s)
 SELECT attname::text, atttypid::bigint FROM pg_attribute
 WHERE attrelid = %(oid)s AND attnum > 0 AND NOT attisdropped AND attgenerated = '' ORDER BY attnum
 
+-- name: shape
+-- What documents of a table look like and how its keys are ordered: columns, types, collations, the key.
+SELECT string_agg(format('%%s %%I %%s %%s', attnum, attname, format_type(atttypid, NULL), attcollation), ', ' ORDER BY attnum)
+       || ' key ' || array_to_string(%(key)s::text[], ', ')
+FROM pg_attribute WHERE attrelid = %(oid)s AND attnum > 0 AND NOT attisdropped AND attgenerated = ''
+
+-- name: restricted
+-- Tables of which a publication leaves out rows or columns (a server before PostgreSQL 15 knows neither).
+SELECT r.prrelid::bigint, to_jsonb(r) ->> 'prqual' IS NOT NULL, to_jsonb(r) ->> 'prattrs' IS NOT NULL
+FROM pg_publication_rel r JOIN pg_publication p ON p.oid = r.prpubid
+WHERE p.pubname = %(publication)s AND (to_jsonb(r) ->> 'prqual' IS NOT NULL OR to_jsonb(r) ->> 'prattrs' IS NOT NULL)
+
 -- name: publication_tables
 SELECT format('%%I.%%I', schemaname, tablename) FROM pg_publication_tables WHERE pubname = %(publication)s
 
@@ -34,10 +46,14 @@ SELECT pubviaroot, array_remove(ARRAY[CASE WHEN NOT pubinsert THEN 'insert' END,
 FROM pg_publication WHERE pubname = %(publication)s
 
 -- name: slot
+-- `safe_wal_size`: how much may still be written before the slot is lost; NULL without such a limit.
 SELECT plugin, slot_type, database, active_pid, confirmed_flush_lsn::text, COALESCE(wal_status, 'reserved'),
        pg_wal_lsn_diff(CASE WHEN pg_is_in_recovery() THEN pg_last_wal_receive_lsn() ELSE pg_current_wal_lsn() END,
-                       restart_lsn)::bigint
+                       restart_lsn)::bigint, safe_wal_size
 FROM pg_replication_slots WHERE slot_name = %(slot)s
+
+-- name: keep_size
+SELECT current_setting('max_slot_wal_keep_size')
 
 -- name: estimate
 SELECT GREATEST(reltuples, 0)::bigint FROM pg_class WHERE oid = %(oid)s

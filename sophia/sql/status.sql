@@ -1,21 +1,26 @@
--- name: versions
--- How far every version is, and whether it is level with its collection.
-SELECT v.index_name AS index, v.number AS version, v.state, v.store, v.model, v.dimension, v.fingerprint,
-       c.name AS collection, c.source_lsn::text AS source_lsn, c.source_time,
-       (SELECT count(*) FROM sophia.documents d WHERE d.collection_id = c.id AND NOT d.deleted) AS documents,
-       (SELECT count(*) FROM sophia.ledger l WHERE l.version_id = v.id AND NOT l.deleted AND l.state = 'applied') AS indexed,
-       (SELECT COALESCE(sum(cardinality(l.content_hashes)), 0) FROM sophia.ledger l WHERE l.version_id = v.id)::bigint AS chunks,
-       (SELECT count(*) FROM sophia.ledger l WHERE l.version_id = v.id AND l.state = 'parked') AS parked,
-       (SELECT count(*) FROM sophia.documents d
-        WHERE d.collection_id = c.id AND NOT d.bulk AND d.position > v.position) AS backlog,
+-- name: progress
+-- How far every version is, without counting what it holds: the cost follows the number of versions. A backlog is
+-- counted up to a limit.
+SELECT v.id AS version_id, v.index_name AS index, v.number AS version, v.state, v.store, v.model, v.dimension,
+       v.fingerprint, v.position, c.name AS collection, c.position AS collection_position,
+       c.source_lsn::text AS source_lsn, c.source_time,
+       (SELECT count(*) FROM (SELECT FROM sophia.documents d WHERE d.collection_id = c.id AND NOT d.bulk
+                              AND d.position > v.position LIMIT %(most)s) waiting) AS backlog,
        (SELECT count(*) FROM sophia.shards s WHERE s.version_id = v.id) AS shards,
        (SELECT count(*) FROM sophia.shards s
         WHERE s.version_id = v.id AND s.position < GREATEST(c.bulk_position, 0)) AS shards_behind,
        b.p50 AS lag_p50_ms, b.p95 AS lag_p95_ms, b.last AS last_applied_at,
        EXISTS (SELECT 1 FROM sophia.leases x JOIN pg_stat_activity a ON a.pid = x.backend AND a.backend_start = x.started
-               WHERE x.name = 'live/' || v.id) AS indexer_running
+               WHERE x.name = 'live/' || v.id) AS indexer_running,
+       COALESCE(w.verified, 0) AS verified,
+       CASE WHEN w.verified >= c.position THEN c.source_lsn
+            ELSE (SELECT d.lsn FROM sophia.documents d WHERE d.collection_id = c.id AND NOT d.bulk
+                  AND d.position <= w.verified ORDER BY d.position DESC LIMIT 1) END::text AS verified_lsn,
+       COALESCE(w.next_bucket, 0) / 65536.0::float8 AS scanned, w.cycle_seconds AS scan_seconds,
+       w.cycle_ended_at AS scan_ended_at, COALESCE(w.found, 0) AS drift_found, COALESCE(w.repaired, 0) AS drift_repaired
 FROM sophia.index_versions v
 JOIN sophia.collections c ON c.id = v.collection_id
+LEFT JOIN sophia.scans w ON w.version_id = v.id
 LEFT JOIN LATERAL (
     SELECT percentile_cont(0.5) WITHIN GROUP (ORDER BY lag_ms) AS p50,
            percentile_cont(0.95) WITHIN GROUP (ORDER BY lag_ms) AS p95, max(applied_at) AS last
@@ -24,13 +29,31 @@ LEFT JOIN LATERAL (
 ) b ON true
 WHERE v.state <> 'retired' ORDER BY v.index_name, v.number
 
+-- name: contents
+-- What versions hold, counted: the cost follows the number of documents.
+SELECT v.id,
+       (SELECT count(*) FROM sophia.documents d WHERE d.collection_id = v.collection_id AND NOT d.deleted),
+       (SELECT count(*) FROM sophia.ledger l WHERE l.version_id = v.id AND NOT l.deleted AND l.state = 'applied'),
+       (SELECT COALESCE(sum(cardinality(l.content_hashes)), 0) FROM sophia.ledger l WHERE l.version_id = v.id)::bigint,
+       (SELECT count(*) FROM sophia.ledger l WHERE l.version_id = v.id AND l.state = 'parked')
+FROM sophia.index_versions v WHERE v.id = ANY(%(ids)s)
+
 -- name: captures
--- `running` is null where the slot is on another server.
+-- `running` and `retained_bytes` are null where the slot is on another server.
 SELECT k.source, k.slot, k.confirmed_lsn::text AS confirmed_lsn, k.updated_at,
-       (SELECT s.active FROM pg_replication_slots s WHERE s.slot_name = k.slot) AS running,
+       s.active AS running,
+       CASE WHEN NOT pg_is_in_recovery() THEN pg_wal_lsn_diff(pg_current_wal_lsn(), s.restart_lsn)::bigint END AS retained_bytes,
        (SELECT count(*) FROM sophia.captured_tables t WHERE t.source = k.source) AS tables,
        (SELECT count(*) FROM sophia.captured_tables t WHERE t.source = k.source AND t.complete) AS complete
-FROM sophia.captures k ORDER BY k.source
+FROM sophia.captures k LEFT JOIN pg_replication_slots s ON s.slot_name = k.slot ORDER BY k.source
+
+-- name: last_taken
+SELECT COALESCE(max(id), 0) FROM sophia.inbox
+
+-- name: taken
+-- How long changes took from their commit to the inbox, since a log entry.
+SELECT id, EXTRACT(epoch FROM received_at - committed_at) FROM sophia.inbox
+WHERE id > %(after)s ORDER BY id LIMIT %(limit)s
 
 -- name: lag_history
 -- The live batches of an index since a time, for a plot.
@@ -43,6 +66,7 @@ ORDER BY b.applied_at DESC LIMIT %(limit)s
 SELECT c.name AS collection, d.key, d.deleted, d.clock, d.lsn::text AS lsn, d.txid, d.committed_at, d.received_at,
        d.missing, t.table_name AS source_table, v.index_name AS index, v.number AS version, v.state AS version_state,
        v.model, v.fingerprint, v.store, v.store_name, l.state, l.clock AS indexed_clock, l.run,
+       r.kind AS run_kind, r.code, r.image, r.host, r.started_at AS run_started_at,
        l.updated_at AS indexed_at, l.deleted AS indexed_deleted,
        ARRAY(SELECT encode(h, 'hex') FROM unnest(l.content_hashes) h) AS content_hashes,
        (SELECT reason FROM sophia.dead_letters x WHERE x.collection_id = c.id AND x.key = d.key
@@ -52,6 +76,7 @@ JOIN sophia.collections c ON c.id = v.collection_id
 JOIN sophia.documents d ON d.collection_id = c.id
 LEFT JOIN sophia.captured_tables t ON t.collection_id = c.id
 LEFT JOIN sophia.ledger l ON l.version_id = v.id AND l.key = d.key
+LEFT JOIN sophia.runs r ON r.run = l.run
 WHERE v.index_name = %(index)s AND v.state = 'serving' AND d.key = %(key)s
 
 -- name: history
@@ -60,11 +85,14 @@ SELECT i.op::text AS op, i.clock, i.lsn::text AS lsn, i.txid, i.committed_at, i.
 FROM sophia.inbox i JOIN sophia.collections c ON c.id = i.collection_id
 WHERE c.name = %(collection)s AND i.key = %(key)s ORDER BY i.id DESC LIMIT 20
 
+-- name: collection_progress
+SELECT name, generation, position, source_lsn::text AS source_lsn, source_time FROM sophia.collections ORDER BY name
+
 -- name: collections
 SELECT c.name, c.generation, c.position, c.source_lsn::text AS source_lsn, c.source_time,
        (SELECT count(*) FROM sophia.documents d WHERE d.collection_id = c.id AND NOT d.deleted) AS documents,
        (SELECT count(*) FROM sophia.dead_letters x WHERE x.collection_id = c.id) AS dead_letters
-FROM sophia.collections c ORDER BY c.name
+FROM sophia.collections c WHERE %(names)s::text[] IS NULL OR c.name = ANY(%(names)s) ORDER BY c.name
 
 -- name: touched_shards
 -- Shards of a version that got live documents in a range of positions.

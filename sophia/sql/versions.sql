@@ -43,16 +43,57 @@ SELECT id, state FROM sophia.index_versions WHERE index_name = %(name)s AND fing
 UPDATE sophia.index_versions v SET state = 'building', position = c.position
 FROM sophia.collections c WHERE v.id = %(version_id)s AND c.id = v.collection_id
 
--- name: reset_shards
-UPDATE sophia.shards SET position = -1, checked_at = NULL WHERE version_id = %(version_id)s
+-- name: drop_shards
+DELETE FROM sophia.shards WHERE version_id = %(version_id)s
 
--- name: set_state
-UPDATE sophia.index_versions SET state = %(state)s, promoted_at = CASE WHEN %(state)s = 'serving' THEN now() ELSE promoted_at END
+-- name: switch
+-- Of one index: the present version stops serving and goes on being fed, then the new one serves.
+UPDATE sophia.index_versions
+SET state = %(state)s,
+    promoted_at = CASE WHEN %(state)s = 'serving' THEN clock_timestamp() ELSE promoted_at END,
+    superseded_at = CASE WHEN %(state)s = 'retiring' THEN clock_timestamp() END
 WHERE id = %(version_id)s
 
--- name: positions
-SELECT id, state, position FROM sophia.index_versions WHERE index_name = %(name)s AND state <> 'retired'
-ORDER BY id FOR UPDATE
+-- name: lock_versions
+-- Locked, so that no position moves: the least compared shard of the bulk lane, and the most compared one.
+SELECT v.id, v.number, v.state, v.position,
+       (SELECT COALESCE(min(s.position), -1) FROM sophia.shards s WHERE s.version_id = v.id) AS least,
+       (SELECT COALESCE(max(s.position), -1) FROM sophia.shards s WHERE s.version_id = v.id) AS most,
+       c.bulk_position
+FROM sophia.index_versions v JOIN sophia.collections c ON c.id = v.collection_id
+WHERE v.index_name = %(name)s AND v.state <> 'retired'
+ORDER BY v.id FOR NO KEY UPDATE OF v
+
+-- name: superseded
+-- The version that stopped serving last, and is still fed.
+SELECT v.number FROM sophia.index_versions v
+WHERE v.index_name = %(name)s AND v.state = 'retiring' AND v.superseded_at IS NOT NULL
+ORDER BY v.superseded_at DESC LIMIT 1
+
+-- name: every
+-- All versions of an index, also retired ones, the newest first.
+SELECT v.number AS version, v.state, v.model, v.dimension, v.fingerprint, v.position,
+       (SELECT count(*) FROM sophia.ledger l
+        WHERE l.version_id = v.id AND NOT l.deleted AND l.state = 'applied') AS documents,
+       v.created_at, v.promoted_at, v.superseded_at
+FROM sophia.index_versions v WHERE v.index_name = %(name)s ORDER BY v.number DESC
+
+-- name: fence
+-- Whoever holds a lease of the version writes nothing more: the epoch moved on under it.
+UPDATE sophia.leases SET epoch = epoch + 1
+WHERE name = 'live/' || %(version_id)s OR name LIKE 'repair/' || %(version_id)s || '/%%'
+
+-- name: retire
+UPDATE sophia.index_versions SET state = 'retired' WHERE id = %(version_id)s
+
+-- name: forget_some
+DELETE FROM sophia.ledger WHERE version_id = %(version_id)s AND key IN (
+    SELECT key FROM sophia.ledger WHERE version_id = %(version_id)s LIMIT %(limit)s)
+
+-- name: over_time
+-- Versions that stopped serving so long ago that nobody will go back to them.
+SELECT v.id FROM sophia.index_versions v
+WHERE v.state = 'retiring' AND v.superseded_at < now() - make_interval(days => %(days)s) ORDER BY v.id
 
 -- name: forget
 DELETE FROM sophia.ledger WHERE version_id = %(version_id)s

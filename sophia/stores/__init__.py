@@ -1,9 +1,19 @@
 """Vector stores behind one Protocol."""
 
-from sophia.stores.base import ChunkWrite, DocumentWrite, Hit, Query, Store, StoredDocument
+from sophia.stores.base import ChunkWrite, DocumentWrite, Hit, Query, Scope, Store, StoredDocument
 from sophia.stores.pgvector import PgvectorStore
 
-__all__ = ["ChunkWrite", "DocumentWrite", "Hit", "PgvectorStore", "Query", "Store", "StoredDocument", "store_of"]
+__all__ = [
+    "ChunkWrite",
+    "DocumentWrite",
+    "Hit",
+    "PgvectorStore",
+    "Query",
+    "Scope",
+    "Store",
+    "StoredDocument",
+    "store_of",
+]
 
 
 def store_of(kind: str) -> Store:

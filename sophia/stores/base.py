@@ -18,7 +18,7 @@ import numpy as np
 import psycopg
 from psycopg.rows import TupleRow
 
-from sophia.documents import Clock, Key, Origin
+from sophia.documents import BUCKETS, Clock, Key, Origin
 from sophia.embedding.base import Vectors
 from sophia.indexing.text import HASH_BYTES
 from sophia.indexing.versions import IndexVersion
@@ -55,29 +55,76 @@ class DocumentWrite:
 
 
 @dataclass(frozen=True, slots=True)
+class Scope:
+    """Which keys to look at: those of the buckets `first` to `last`, or, if `keys` is given, these."""
+
+    first: int = 0
+    last: int = BUCKETS - 1
+    keys: tuple[Key, ...] | None = None
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """For a query that selects by it."""
+        return {"first": self.first, "last": self.last} if self.keys is None else {"keys": list(self.keys)}
+
+
+@dataclass(frozen=True, slots=True)
 class StoredDocument:
     """What the store really holds of a key, in chunk order. `read_hashes` were computed from the stored text.
 
-    All chunks of a key bear one clock, so `oldest` and `newest` are equal unless someone else wrote.
+    All chunks of a key bear one clock, so `oldest` and `newest` are equal unless someone else wrote; the same is true
+    of `metadata`, whose different texts (JSON) are listed.
     """
 
     key: Key
+    ids: tuple[UUID, ...]
     content_hashes: tuple[bytes, ...]
     read_hashes: tuple[bytes, ...]
     vector_hashes: tuple[bytes, ...]
+    metadata: tuple[str, ...]
     oldest: Clock
     newest: Clock
 
 
 @dataclass(frozen=True, slots=True)
+class StoredChunk:
+    """A stored chunk with its vector."""
+
+    key: Key
+    content: str
+    metadata: dict[str, Any]
+    vector: Vectors
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkOrigin:
+    """What led to a stored chunk: `start` and `end` are its span in the rendered text, in characters."""
+
+    chunk: int
+    start: int
+    end: int
+    content_hash: str
+    clock: list[int]
+    lsn: str | None
+    txid: int | None
+    committed_at: datetime | None
+    run: str
+    indexed_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
 class Query:
-    """A search: `filters` compare metadata fields for equality; `text` is used by hybrid search."""
+    """A search: `filters` compare metadata fields for equality; `text` is used by hybrid search.
+
+    `exact` reads every chunk instead of a nearest-neighbour index.
+    """
 
     vector: Vectors
     text: str
     k: int = 10
     filters: Mapping[str, Any] = field(default_factory=dict)
     hybrid: bool = False
+    exact: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +163,34 @@ class Store(Protocol):
         ...
 
     def drop(self, connection: Connection, version: IndexVersion) -> None:
-        """Remove everything of a version."""
+        """Remove everything of a version, in the caller's transaction as far as the store has any."""
+        ...
+
+    def holders(self, connection: Connection, version: IndexVersion) -> str:
+        """Who keeps a switch or an end of this version waiting, for people; empty if nobody does."""
+        ...
+
+    def erase(self, connection: Connection, version: IndexVersion, keys: Sequence[str]) -> int:
+        """Remove everything of these keys, whatever the ledger says, in the caller's transaction. Returns chunks."""
+        ...
+
+    def reclaim(self, connection: Connection, version: IndexVersion, *, rewrite: bool) -> list[str]:
+        """After an erasure: make what was removed unreadable in the store itself. Returns what was worked on.
+
+        `rewrite` also clears what lies in the free space of its files, and may lock readers out for that time.
+        """
+        ...
+
+    def approximate(self, connection: Connection, version: IndexVersion) -> bool:
+        """Whether searches go through a nearest-neighbour index, so that they may miss something."""
+        ...
+
+    def sample(self, connection: Connection, version: IndexVersion, size: int, seed: str) -> list[StoredChunk]:
+        """Up to `size` stored chunks, spread evenly over the ids; the same ones for the same seed."""
+        ...
+
+    def chunks_of(self, connection: Connection, version: IndexVersion, key: str) -> list[ChunkOrigin]:
+        """Where each stored chunk of a key came from, in chunk order."""
         ...
 
     def write(
@@ -142,10 +216,12 @@ class Store(Protocol):
         """Vectors that the version holds for these content hashes, for reuse."""
         ...
 
-    def inventory(
-        self, connection: Connection, version: IndexVersion, first_bucket: int, last_bucket: int
-    ) -> Iterator[StoredDocument]:
-        """What is really there in a range of buckets, hashes computed from the stored data."""
+    def sound_vectors(self, connection: Connection, version: IndexVersion, keys: Sequence[str]) -> dict[bytes, Vectors]:
+        """Vectors of these keys, by the hash of the text they were computed from, that are what the ledger says."""
+        ...
+
+    def inventory(self, connection: Connection, version: IndexVersion, scope: Scope) -> Iterator[StoredDocument]:
+        """What is really there of a scope, hashes computed from the stored data."""
         ...
 
     def counts(self, connection: Connection, version: IndexVersion) -> tuple[int, int]:

@@ -8,24 +8,43 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
+from random import Random
 from typing import Any, LiteralString
+from uuid import UUID
 
 import numpy as np
+import psycopg
 from pgvector.psycopg import register_vector
 from psycopg import sql as composed
 
 from sophia import sql
+from sophia.database.vacuum import vacuum
 from sophia.documents import Clock, Key, format_lsn
 from sophia.embedding.base import Vectors
+from sophia.errors import ConfigurationError, FencedError
 from sophia.indexing.versions import IndexVersion
-from sophia.stores.base import ChunkWrite, Connection, DocumentWrite, Hit, Query, StoredDocument
+from sophia.stores import views
+from sophia.stores.base import (
+    ChunkOrigin,
+    ChunkWrite,
+    Connection,
+    DocumentWrite,
+    Hit,
+    Query,
+    Scope,
+    StoredChunk,
+    StoredDocument,
+)
 
 Q = sql.load("pgvector")
 SCHEMA = "indexes"
 # pgvector's default of 40 misses texts that are far from all others: a row about oranges among 8,000 on Python was
 # nobody's close neighbour in the graph and was not found below 200, which costs a millisecond more.
 LEAST_EFFORT = 200
+# The graph of 1,000,000 vectors of 384 dimensions takes 2.5 GB while it is built; with less the build goes on, slower.
+BUILD_MEMORY = "1GB"
 # Candidates of each side of a hybrid search: enough for the ranks that matter after fusion.
 HYBRID_CANDIDATES = 100
 
@@ -51,33 +70,58 @@ class PgvectorStore:
         """Make the version's table and, if it serves, the public view."""
         with connection.transaction():
             connection.execute("SELECT pg_advisory_xact_lock(hashtextextended('sophia.store', 0))")
-            connection.execute(_query("create_table", version, dimension=composed.Literal(version.dimension)))
-            for kind in ("hash", "bucket", "text"):
-                name = composed.Identifier(f"{version.store_name}_{kind}")
-                connection.execute(_query(f"create_{kind}_index", version, name=name))
-            view = connection.execute("SELECT to_regclass(%s)", [f"{SCHEMA}.{version.index_name}"]).fetchone()
-            if version.state == "serving" and (view is None or view[0] is None):
+            found = connection.execute("SELECT to_regclass(%s)", [f"{SCHEMA}.{version.store_name}"]).fetchone()
+            if found is None or found[0] is None:
+                # Only then: even IF NOT EXISTS locks the table, against which an index that is being built deadlocks.
+                connection.execute(_query("create_table", version, dimension=composed.Literal(version.dimension)))
+                for kind in ("hash", "bucket"):
+                    name = composed.Identifier(f"{version.store_name}_{kind}")
+                    connection.execute(_query(f"create_{kind}_index", version, name=name))
+            if version.state == "serving" and not views.is_current(connection, version):
                 self.publish(connection, version)
 
     def finish(self, connection: Connection, version: IndexVersion) -> None:
-        """Build the HNSW index, without blocking writers. The connection must be in autocommit mode."""
-        name = f"{version.store_name}_hnsw"
-        invalid = connection.execute(Q["drop_invalid_index"], {"name": f"{SCHEMA}.{name}"}).fetchone()
-        if invalid is not None:
-            connection.execute(composed.SQL("DROP INDEX CONCURRENTLY {}").format(composed.Identifier(SCHEMA, name)))
-        connection.execute(_query("create_vector_index", version, name=composed.Identifier(name)))
+        """Build the full-text and the HNSW index, without blocking writers. The connection must be in autocommit mode.
+
+        One process builds at a time; another that finds the lock taken leaves it to that one.
+        """
+        lock = {"name": f"sophia.finish:{version.store_name}"}
+        row = connection.execute(Q["try_lock"], lock).fetchone()
+        if row is None or not row[0]:
+            return
+        try:
+            connection.execute("SELECT set_config('maintenance_work_mem', %s, false)", [BUILD_MEMORY])
+            for kind in ("text", "hnsw"):
+                name = f"{version.store_name}_{kind}"
+                if connection.execute(Q["invalid_index"], {"name": f"{SCHEMA}.{name}"}).fetchone() is not None:
+                    connection.execute(
+                        composed.SQL("DROP INDEX CONCURRENTLY {}").format(composed.Identifier(SCHEMA, name))
+                    )
+                connection.execute(_query(f"create_{kind}_index", version, name=composed.Identifier(name)))
+        finally:
+            if not connection.closed:
+                connection.execute("RESET maintenance_work_mem")
+                connection.execute(Q["unlock"], lock)
 
     def publish(self, connection: Connection, version: IndexVersion) -> None:
-        """Replace the public view, in the caller's transaction."""
-        view = composed.Identifier(SCHEMA, version.index_name)
-        connection.execute(composed.SQL("DROP VIEW IF EXISTS {}").format(view))
-        connection.execute(_query("publish", version, view=view, model=composed.Literal(version.model.name)))
+        """Replace the public view, in the caller's transaction; see `sophia.stores.views`."""
+        views.publish(connection, version)
 
     def drop(self, connection: Connection, version: IndexVersion) -> None:
-        """Drop the version's table. Its view must read another version by now."""
-        connection.execute(
-            composed.SQL("DROP TABLE IF EXISTS {}").format(composed.Identifier(SCHEMA, version.store_name))
-        )
+        """Drop the version's table, in the caller's transaction. Its view must read another version by now."""
+        table = composed.Identifier(SCHEMA, version.store_name)
+        try:
+            with connection.transaction():
+                connection.execute(composed.SQL("DROP TABLE IF EXISTS {}").format(table))
+        except psycopg.errors.DependentObjectsStillExist as error:
+            raise ConfigurationError(
+                f"the table {SCHEMA}.{version.store_name} cannot be dropped: {error.diag.message_detail}; "
+                "let these read the view of the index instead"
+            ) from error
+
+    def holders(self, connection: Connection, version: IndexVersion) -> str:
+        """The sessions that read the public view or the version's table."""
+        return views.holders(connection, version.index_name, version.store_name)
 
     def write(
         self,
@@ -128,20 +172,32 @@ class PgvectorStore:
         if not hashes:
             return {}
         _know_vectors(connection)
-        rows = connection.execute(_query("vectors", version), {"hashes": list(hashes)}, prepare=True).fetchall()
+        with _unless_retired(version):
+            rows = connection.execute(
+                _query("vectors", version), {"hashes": list(hashes)}, prepare=True, binary=True
+            ).fetchall()
         return {bytes(key): _array(vector) for key, vector in rows}
 
-    def inventory(
-        self, connection: Connection, version: IndexVersion, first_bucket: int, last_bucket: int
-    ) -> Iterator[StoredDocument]:
+    def sound_vectors(self, connection: Connection, version: IndexVersion, keys: Sequence[str]) -> dict[bytes, Vectors]:
+        """Vectors whose hash is the ledger's; see `Store.sound_vectors`."""
+        _know_vectors(connection)
+        with _unless_retired(version):
+            rows = connection.execute(_query("sound_vectors", version), {"version_id": version.id, "keys": list(keys)})
+        return {bytes(key): _array(vector) for key, vector in rows}
+
+    def inventory(self, connection: Connection, version: IndexVersion, scope: Scope) -> Iterator[StoredDocument]:
         """What is really there, hashes computed by the server; see `Store.inventory`."""
-        cursor = connection.execute(_query("inventory", version), {"first": first_bucket, "last": last_bucket})
-        for key, declared, read, vectors, oldest, newest in cursor:
+        query = _query("inventory" if scope.keys is None else "inventory_of_keys", version)
+        with _unless_retired(version):
+            rows = connection.execute(query, scope.parameters, prepare=True)
+        for key, ids, declared, read, vectors, metadata, oldest, newest in rows:
             yield StoredDocument(
                 Key(key),
+                tuple(ids),
                 tuple(bytes(h) for h in declared),
                 tuple(bytes(h) for h in read),
                 tuple(bytes(h) for h in vectors),
+                tuple(metadata),
                 Clock(*oldest),
                 Clock(*newest),
             )
@@ -150,6 +206,44 @@ class PgvectorStore:
         """(documents, chunks) in the table."""
         row = connection.execute(_query("counts", version)).fetchone()
         return (int(row[0]), int(row[1])) if row else (0, 0)
+
+    def approximate(self, connection: Connection, version: IndexVersion) -> bool:
+        """Whether the HNSW index is there and valid."""
+        name = f'{SCHEMA}."{version.store_name}_hnsw"'
+        return connection.execute(Q["has_vector_index"], {"name": name}).fetchone() is not None
+
+    def sample(self, connection: Connection, version: IndexVersion, size: int, seed: str) -> list[StoredChunk]:
+        """Chunks next to random ids: ids are hashes, so that is an even choice, and costs a look-up each."""
+        _know_vectors(connection)
+        random = Random(f"{seed}/{version.fingerprint}")  # noqa: S311
+        ids = [UUID(int=random.getrandbits(128)) for _ in range(size)]
+        rows = connection.execute(_query("sample", version), {"ids": ids}).fetchall()
+        return [StoredChunk(Key(key), content, metadata, _array(vector)) for _, key, content, metadata, vector in rows]
+
+    def chunks_of(self, connection: Connection, version: IndexVersion, key: str) -> list[ChunkOrigin]:
+        """Where each stored chunk of a key came from; see `Store.chunks_of`."""
+        return [ChunkOrigin(*row) for row in connection.execute(_query("chunks_of", version), {"key": key})]
+
+    def erase(self, connection: Connection, version: IndexVersion, keys: Sequence[str]) -> int:
+        """Delete all rows of these keys; nothing where the version has no table any more."""
+        if not self._exists(connection, version.store_name):
+            return 0
+        return connection.execute(_query("erase", version), {"keys": list(keys)}).rowcount
+
+    def reclaim(self, connection: Connection, version: IndexVersion, *, rewrite: bool) -> list[str]:
+        """Vacuum the version's table, and build its full-text index anew: that never forgets a word by itself."""
+        if not self._exists(connection, version.store_name):
+            return []
+        name = f"{SCHEMA}.{version.store_name}"
+        vacuum(connection, SCHEMA, version.store_name, rewrite=rewrite)
+        words = f"{version.store_name}_text"
+        if not rewrite and self._exists(connection, words):
+            connection.execute(composed.SQL("REINDEX INDEX CONCURRENTLY {}").format(composed.Identifier(SCHEMA, words)))
+        return [name]
+
+    def _exists(self, connection: Connection, relation: str) -> bool:
+        row = connection.execute("SELECT to_regclass(%s)", [f'{SCHEMA}."{relation}"']).fetchone()
+        return row is not None and row[0] is not None
 
     def search(self, connection: Connection, version: IndexVersion, query: Query) -> list[Hit]:
         """Nearest chunks by cosine, or fused with full text; see `Store.search`."""
@@ -171,7 +265,9 @@ class PgvectorStore:
             connection.execute("SELECT set_config('hnsw.ef_search', %s, true)", [str(effort)], prepare=True)
             connection.execute("SELECT set_config('hnsw.iterative_scan', 'strict_order', true)", prepare=True)
             # With this effort the planner would rather read some thousand rows whole: 50 ms instead of 2.
-            connection.execute("SELECT set_config('enable_seqscan', 'off', true)", prepare=True)
+            avoided = ("enable_indexscan", "enable_bitmapscan") if query.exact else ("enable_seqscan",)
+            for setting in avoided:
+                connection.execute("SELECT set_config(%s, 'off', true)", [setting], prepare=True)
             rows = connection.execute(
                 _query(
                     "hybrid" if query.hybrid else "search",
@@ -181,6 +277,15 @@ class PgvectorStore:
                 params,
             ).fetchall()
         return [Hit(*row) for row in rows]
+
+
+@contextmanager
+def _unless_retired(version: IndexVersion) -> Iterator[None]:
+    """A version that was retired under its writer has fenced it; its table is gone, too."""
+    try:
+        yield
+    except psycopg.errors.UndefinedTable as error:
+        raise FencedError(f"{version.label} has no table; it was retired, or its index was never begun") from error
 
 
 def _know_vectors(connection: Connection) -> None:

@@ -15,14 +15,15 @@ from sophia import inbox
 from sophia.catalog import Catalog
 from sophia.catalog.models import Index
 from sophia.database import Database
-from sophia.documents import Change, Clock, Key, Origin, bucket_range, canonical_key
+from sophia.documents import Change, Clock, Key, Origin, canonical_key
+from sophia.indexing.compare import Difference, compare
 from sophia.indexing.indexer import Indexer
-from sophia.indexing.repair import Difference, compare, repair_shard
+from sophia.indexing.repair import repair_shard
 from sophia.indexing.text import Texts
 from sophia.indexing.versions import IndexVersion, active_versions, ensure_version
 from sophia.indexing.writer import Figures, Row, Writer
 from sophia.settings import Settings
-from sophia.stores import PgvectorStore
+from sophia.stores import PgvectorStore, Scope
 from tests.embedders import HashEmbedder, hash_vector
 from tests.waiting import until
 
@@ -121,7 +122,7 @@ class Library:
         return figures
 
     def compare(self, version: IndexVersion | None = None) -> Difference:
-        return compare(self.connection, version or self.version(), PgvectorStore(), *bucket_range(0, 1))
+        return compare(self.connection, version or self.version(), PgvectorStore(), Scope())
 
     def indexer(self, catalog: Catalog | None = None, **settings: Any) -> Indexer:
         quick = {"poll_seconds": 0.1, "lease_seconds": 1.0} | settings

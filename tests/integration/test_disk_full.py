@@ -16,7 +16,7 @@ from sophia.database import Database, migrate
 from sophia.database.connect import ensure_database
 from sophia.database.embedded import EmbeddedPostgres
 from sophia.errors import SophiaError
-from sophia.services.worker import keep_running
+from sophia.services.worker import Loop, keep_running
 from tests.integration.conftest import QUICK, current
 from tests.waiting import until
 
@@ -65,7 +65,9 @@ def test_full_disk_loses_nothing(small_disk: Path) -> None:
     source = CaptureSource("test", database.url, "test_publication", "disk_slot", (Binding("public.items", "items"),))
     capture = Capture(source, database, QUICK)
     stop = threading.Event()
-    thread = threading.Thread(target=keep_running, args=(capture.run, stop, "capture"), daemon=True)
+    thread = threading.Thread(
+        target=keep_running, args=(Loop("capture", capture.run, capture.ready), stop), daemon=True
+    )
     thread.start()
     try:
         with database.connect() as connection:

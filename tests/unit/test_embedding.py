@@ -25,7 +25,7 @@ Answer = tuple[int, Any]
 
 @given(st.lists(st.integers(0, 600), max_size=200), st.integers(1, 2048))
 def test_pack_covers_each_text_once_within_the_budget(lengths: list[int], budget: int) -> None:
-    batches = list(pack(lengths, budget))
+    batches = list(pack(lengths, lambda: budget, lambda: None))
     assert sorted(index for batch in batches for index in batch) == list(range(len(lengths)))
     for batch in batches:
         padded = max(max(1, lengths[index]) for index in batch) * len(batch)

@@ -16,6 +16,8 @@ DEFAULTS = {
     "database_url": None,
     "hub": False,
     "device": None,
+    "image": None,
+    "code_version": None,
     "docker_host": None,
     "kube_context": None,
     "n8n_url": None,

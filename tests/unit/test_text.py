@@ -65,11 +65,11 @@ def test_overlap_repeats_the_end_of_a_chunk() -> None:
 
 @given(st.lists(st.integers(0, 300), max_size=50), st.integers(1, 512))
 def test_packing_holds_the_budget_and_loses_nothing(lengths: list[int], budget: int) -> None:
-    batches = list(pack(lengths, budget))
+    batches = list(pack(lengths, lambda: budget, lambda: None))
     assert sorted(index for batch in batches for index in batch) == list(range(len(lengths)))
     for batch in batches:
         assert len(batch) == 1 or max(max(lengths[i] for i in batch), 1) * len(batch) <= budget
 
 
 def test_packing_takes_the_longest_first() -> None:
-    assert next(pack([1, 9, 3], 100))[0] == 1
+    assert next(pack([1, 9, 3], lambda: 100, lambda: None))[0] == 1

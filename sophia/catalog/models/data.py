@@ -86,6 +86,9 @@ class Retention(Frozen):
         default=90, ge=1, description="Deleted keys; longer than any replay of a source may reach back."
     )
     ledger_days: int = Field(default=30, ge=1, description="Ledger rows of retired index versions.")
+    retire_after_days: int = Field(
+        default=7, ge=1, description="Index versions that stopped serving; until then a rollback is one command."
+    )
     cache_days: int = Field(default=90, ge=1, description="Embeddings not used since.")
     dead_letter_days: int = Field(default=30, ge=1, description="Documents parked for a person.")
 

@@ -34,8 +34,14 @@ class SharedEmbedder:
         self.fingerprint = embedder.fingerprint
         self.dimension = embedder.dimension
         self.max_tokens = embedder.max_tokens
+        self.pass_tokens = embedder.pass_tokens
         self._embedder = embedder
         self._lock = Lock()
+
+    @property
+    def tokens_seen(self) -> int:
+        """See `Embedder`."""
+        return self._embedder.tokens_seen
 
     @property
     def tokenizer(self) -> Any:

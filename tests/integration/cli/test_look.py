@@ -29,6 +29,22 @@ def test_status_counts_what_is_indexed(sophia_command: Sophia) -> None:
     assert "documents v1" in shown.out
 
 
+@pytest.mark.usefixtures("documents")
+def test_status_shows_how_far_verification_is(sophia_command: Sophia, connection: Connection) -> None:
+    assert "nothing yet" in sophia_command("status").out
+    connection.execute(
+        "INSERT INTO sophia.scans (version_id, verified, next_bucket, cycle_seconds, cycle_ended_at, found, repaired) "
+        "SELECT id, position, 16384, 70, '2026-01-02 03:04Z', 5, 4 FROM sophia.index_versions"
+    )
+    (index,) = sophia_command("status", "--json").json["indexes"]
+    assert index["verified"] == index["position"]
+    assert index["verified_lsn"] == index["source_lsn"] or index["verified_lsn"] is not None
+    assert (index["scanned"], index["scan_seconds"], index["drift_found"], index["drift_repaired"]) == (0.25, 70, 5, 4)
+    shown = sophia_command("status").out
+    for words in (index["verified_lsn"], "25%", "70 s", "5, 4"):
+        assert words in shown
+
+
 def test_status_of_an_empty_platform_is_no_error(sophia_command: Sophia) -> None:
     found = sophia_command("status", "--json")
     assert (found.code, found.json["indexes"], found.json["captures"]) == (0, [], [])

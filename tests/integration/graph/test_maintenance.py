@@ -1,4 +1,4 @@
-"""rebuild_index and apply_retention: versions beside each other, a proof before the switch, what is old removed."""
+"""rebuild_index and apply_retention: versions beside each other, gates before the switch, what is old removed."""
 
 from __future__ import annotations
 
@@ -41,6 +41,8 @@ def test_a_changed_template_is_built_beside_proven_and_switched(graph: Graph) ->
     assert result.success
     assert _states(graph) == {1: "retiring", 2: "serving"}
     assert _served(graph) == {"text 1", "text 2"}
+    shown = graph.metadata(asset_key("serving", "documents"))
+    assert (shown["promoted_from"], shown["promoted_to"], shown["sample_queries/found"]) == (1, 2, 1.0)
     found = graph.metadata(KEY)
     assert (found["version"], found["promoted"], found["embedded"]) == (2, True, 2)
     new = next(v for v in active_versions(graph.connection) if v.state == "serving")
@@ -48,7 +50,7 @@ def test_a_changed_template_is_built_beside_proven_and_switched(graph: Graph) ->
     partitions = {
         event.step_materialization_data.materialization.partition
         for event in result.all_events
-        if event.is_step_materialization
+        if event.is_step_materialization and event.asset_key == KEY
     }
     assert partitions == set("0123456789abcdef")
 
@@ -99,5 +101,5 @@ def test_retention_removes_what_is_over_its_time_and_says_how_many(graph: Graph)
     (output,) = (event for event in result.all_events if event.is_successful_output)
     removed = {name: value.value for name, value in output.step_output_data.metadata.items()}
     assert removed["inbox"] == 1
-    assert set(removed) == {"inbox", "batches", "tombstones", "ledger", "dead_letters"}
+    assert set(removed) == {"inbox", "batches", "tombstones", "ledger", "dead_letters", "versions"}
     assert graph.connection.execute("SELECT key FROM sophia.inbox").fetchall() == [("[2]",)]

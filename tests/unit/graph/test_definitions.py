@@ -47,7 +47,7 @@ CLUSTER = {
     "SOPHIA_KUBE_CONTEXT": "none",
     "SOPHIA_WEAVIATE_URL": "http://127.0.0.1:1",
 }
-OURS = ("sources", "collections", "indexes", *PLATFORM_KINDS)
+OURS = ("sources", "collections", "indexes", "serving", *PLATFORM_KINDS)
 
 
 def test_both_profiles_validate(definitions: dg.Definitions, cluster_definitions: dg.Definitions) -> None:

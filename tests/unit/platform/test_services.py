@@ -13,6 +13,7 @@ from sophia.platform import PlatformSystems, Reconciler, SystemUnreachableError,
 from sophia.platform.kubernetes_checks import schema_findings
 from sophia.platform.manifests import DIGEST, MANAGED_BY, NAME
 from sophia.platform.text import from_yaml_stream
+from sophia.settings import load_settings
 
 Manifests = dict[str, dict[str, Any]]
 
@@ -185,6 +186,28 @@ def test_only_metrics_are_open_to_the_scraper(manifests: Callable[[str], Manifes
     rules = one(manifests("weaviate"), "NetworkPolicy")["spec"]["ingress"]
     (scraping,) = (rule for rule in rules if "prometheus" in peers([rule], "from"))
     assert scraping["ports"] == [{"port": 2112, "protocol": "TCP"}]
+
+
+def test_indexer_serves_what_is_probed_and_scraped(catalog: Catalog, manifests: Callable[[str], Manifests]) -> None:
+    """A pod whose process listens elsewhere would never be ready."""
+    variables = one(manifests("indexer"), "ConfigMap")["data"]
+    settings = load_settings(
+        indexer={
+            name.removeprefix("SOPHIA_INDEXER__").lower(): value
+            for name, value in variables.items()
+            if name.startswith("SOPHIA_INDEXER__")
+        }
+    ).indexer
+    (port,) = catalog.service("indexer").ports
+    assert (settings.metrics_host, settings.metrics_port) == ("0.0.0.0", port.number)  # noqa: S104
+    container = one(manifests("indexer"), "Deployment")["spec"]["template"]["spec"]["containers"][0]
+    probes = {name: container[f"{name}Probe"]["httpGet"] for name in ("startup", "liveness", "readiness")}
+    assert {name: probe["path"] for name, probe in probes.items()} == {
+        "startup": "/health",
+        "liveness": "/health",
+        "readiness": "/ready",
+    }
+    assert {probe["port"] for probe in probes.values()} == {port.name}
 
 
 def test_service_that_no_node_takes(replaced: Callable[..., Catalog], rules: Callable[..., set[str]]) -> None:

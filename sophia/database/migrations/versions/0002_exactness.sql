@@ -40,3 +40,10 @@ CREATE TABLE sophia.erasures (
 );
 -- Read with the collection's lock, so that a collection without erasures pays nothing for them.
 ALTER TABLE sophia.collections ADD COLUMN erasures integer NOT NULL DEFAULT 0;
+
+-- The columns with types and collations, and the key, that the documents were made from. ALTER TABLE streams no row, so
+-- documents of another shape are copied again; and of another order of keys `last_key` would mean nothing.
+ALTER TABLE sophia.captured_tables ADD COLUMN shape text;
+
+-- The newest live batches, however many bulk ones lie between them: the lag is read at every look.
+CREATE INDEX batches_live ON sophia.batches (version_id, applied_at) WHERE lane = 'live';

@@ -1,0 +1,197 @@
+"""The comparison: current documents, the ledger, and what the store really holds, in one snapshot.
+
+Verification, repair and the continuous scan all ask this one question, of all keys of a range of buckets or of some
+keys. The store is read itself, its hashes computed from what is there, so that rows which were edited, added or deleted
+behind Sophia's back show. Not compared are the columns that only say where a row came from: log position, transaction,
+times and run.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields
+from typing import LiteralString
+
+import psycopg
+from psycopg import sql as composed
+from psycopg.rows import TupleRow
+
+from sophia import sql
+from sophia.documents import BUCKETS, Clock, Key
+from sophia.indexing.versions import IndexVersion
+from sophia.stores import Scope, Store, StoredDocument
+
+Connection = psycopg.Connection[TupleRow]
+Q = sql.load("compare")
+
+
+@dataclass(slots=True)
+class Difference:
+    """Keys of a scope where index and documents differ, by kind.
+
+    Attributes:
+        missing: current documents (or chunks of them) that the store lacks.
+        stale: the store has an older document.
+        extra: the store holds what is no current document.
+        doubled: a chunk is there more than once.
+        altered: the store's text, vector, metadata, id or clock is not what was written.
+        parked: the document cannot be indexed; see the dead letters.
+        pending: those of `missing` and `stale` that a lane has still to take: they are late, not wrong.
+        compared: number of keys that were looked at.
+    """
+
+    missing: list[Key] = field(default_factory=list)
+    stale: list[Key] = field(default_factory=list)
+    extra: list[Key] = field(default_factory=list)
+    doubled: list[Key] = field(default_factory=list)
+    altered: list[Key] = field(default_factory=list)
+    parked: list[Key] = field(default_factory=list)
+    pending: list[Key] = field(default_factory=list)
+    compared: int = 0
+
+    @property
+    def empty(self) -> bool:
+        """Whether index and documents agree (a parked document is a known gap, not a difference)."""
+        return not (self.missing or self.stale or self.extra or self.doubled or self.altered)
+
+    def keys(self) -> dict[str, list[Key]]:
+        """The keys by kind."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "compared"}
+
+    def counts(self) -> dict[str, int]:
+        """Number of keys by kind."""
+        return {name: len(keys) for name, keys in self.keys().items()}
+
+    def wrong(self) -> list[Key]:
+        """What a repair must write again: all that differs, except what a lane will take anyway."""
+        pending = set(self.pending)
+        found = self.extra + self.doubled + self.altered + self.missing + self.stale
+        return [key for key in dict.fromkeys(found) if key not in pending]
+
+    def add(self, other: Difference) -> None:
+        """Take over what was found in another scope."""
+        for name, keys in self.keys().items():
+            keys += getattr(other, name)
+        self.compared += other.compared
+
+
+class Slices:
+    """Cuts a range of buckets into slices of about `target` keys each, by what the slice before held.
+
+    Args:
+        first, last: the range, both included.
+        width: buckets of the first slice. Small: what a bucket holds is not known yet.
+    """
+
+    def __init__(self, first: int, last: int, target: int, width: int = 16) -> None:
+        self._next = first
+        self._last = last
+        self._target = target
+        self.width = width
+
+    def __iter__(self) -> Iterator[Scope]:
+        while self._next <= self._last:
+            end = min(self._next + self.width - 1, self._last)
+            yield Scope(self._next, end)
+            self._next = end + 1
+
+    def held(self, keys: int) -> None:
+        """Say how many keys the slice held. The next is at most four times as wide."""
+        wanted = self.width * self._target // max(1, keys)
+        self.width = max(1, min(wanted, self.width * 4, BUCKETS))
+
+
+def compare(connection: Connection, version: IndexVersion, store: Store, scope: Scope) -> Difference:
+    """Compare documents, ledger and what the store really holds, in one snapshot. `scope` holds it in memory."""
+    with connection.transaction():
+        connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+        return compare_here(connection, version, store, scope)
+
+
+def compare_here(connection: Connection, version: IndexVersion, store: Store, scope: Scope) -> Difference:
+    """`compare` in the caller's transaction, which must be REPEATABLE READ."""
+    found = Difference()
+    expected: dict[Key, _Expected] = {}
+    index = version.index
+    text: LiteralString = Q["compared"]
+    part: LiteralString = Q["in_buckets" if scope.keys is None else "in_keys"]
+    rows = connection.execute(
+        composed.SQL(text).format(scope=composed.SQL(part)),
+        {
+            "version_id": version.id,
+            "collection_id": version.collection_id,
+            "fields": list(index.metadata),
+            "buckets_per_shard": BUCKETS // index.shards,
+        }
+        | scope.parameters,
+        prepare=True,
+    )
+    for key, state, deleted, contents, vectors, clock, document_clock, gone, metadata, settled in rows:
+        found.compared += 1
+        key = Key(key)
+        if clock is not None and not deleted:
+            hashes = tuple(map(bytes, contents)), tuple(map(bytes, vectors))
+            expected[key] = _Expected(*hashes, metadata, Clock(*clock))
+        if clock is None:
+            found.missing.append(key)
+        elif document_clock is None:
+            # The tombstone of a document was pruned; only a live entry is wrong then.
+            if not deleted:
+                found.extra.append(key)
+            continue
+        elif clock < document_clock or (clock == document_clock and deleted != gone):
+            found.stale.append(key)
+        elif state == "parked":
+            found.parked.append(key)
+            continue
+        else:
+            continue
+        if not settled:
+            found.pending.append(key)
+    known = {*found.extra, *found.stale}
+    for document in store.inventory(connection, version, scope):
+        want = expected.pop(document.key, None)
+        if document.key in known:
+            continue
+        if want is None:
+            found.extra.append(document.key)
+        elif len(document.content_hashes) < len(want.contents):
+            found.missing.append(document.key)
+        elif len(document.content_hashes) > len(want.contents):
+            # More rows than the ledger wrote: a chunk twice, or chunks that were added.
+            doubled = set(document.content_hashes) == set(want.contents)
+            (found.doubled if doubled else found.extra).append(document.key)
+        elif not want.is_met_by(document, version):
+            found.altered.append(document.key)
+    # What the ledger says is there and the store did not show.
+    found.missing += [key for key, want in expected.items() if want.contents and key not in known]
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class _Expected:
+    """What the store must hold of a key."""
+
+    contents: tuple[bytes, ...]
+    vectors: tuple[bytes, ...]
+    metadata: str
+    clock: Clock
+
+    def is_met_by(self, document: StoredDocument, version: IndexVersion) -> bool:
+        return (
+            document.content_hashes == document.read_hashes == self.contents
+            and document.vector_hashes == self.vectors
+            and document.oldest == document.newest == self.clock
+            and document.ids == tuple(version.chunk_id(document.key, n) for n in range(len(self.contents)))
+            and all(_same_json(metadata, self.metadata) for metadata in document.metadata)
+        )
+
+
+def _same_json(one: str, other: str) -> bool:
+    """Whether two JSON texts say the same. A number went through a float on its way to the store: 1.10 became 1.1."""
+    return one == other or _canonical(one) == _canonical(other)
+
+
+def _canonical(text: str) -> str:
+    return json.dumps(json.loads(text), sort_keys=True)

@@ -1,0 +1,70 @@
+"""The failpoints of `sophia/`: which process reaches each, and what brings it about. A test holds the list complete."""
+
+from __future__ import annotations
+
+import ast
+from dataclasses import dataclass
+from pathlib import Path
+
+SOPHIA = Path(__file__).parents[2] / "sophia"
+
+
+@dataclass(frozen=True)
+class Point:
+    """A failpoint.
+
+    Attributes:
+        roles: the workers that come by.
+        need: the fault that leads there, where everyday work does not.
+    """
+
+    roles: tuple[str, ...]
+    need: str = ""
+
+
+WRITERS = ("indexer", "repair", "promote")
+POINTS: dict[str, Point] = {
+    "capture.slot_created": Point(("capture",), "drop_slot"),
+    "capture.generation_begun": Point(("capture",), "drop_slot"),
+    "capture.snapshot.before_commit": Point(("capture",), "drop_slot"),
+    "capture.snapshot.after_commit": Point(("capture",), "drop_slot"),
+    "capture.sweep": Point(("capture",), "drop_slot"),
+    "capture.snapshot_done.before_commit": Point(("capture",), "recreate_table"),
+    "capture.snapshot_done.after_commit": Point(("capture",), "recreate_table"),
+    "capture.flush.before_commit": Point(("capture",)),
+    "capture.flush.after_commit": Point(("capture",)),
+    "capture.acknowledged": Point(("capture",)),
+    "capture.reread.before_commit": Point(("capture",), "ask_reread"),
+    "capture.reread.after_commit": Point(("capture",), "ask_reread"),
+    "writer.embedded": Point(WRITERS),
+    "writer.ledger": Point(WRITERS),
+    "writer.store": Point(WRITERS),
+    "writer.before_commit": Point(WRITERS),
+    "writer.after_commit": Point(WRITERS),
+    "repair.batch": Point(("indexer", "promote"), "drop_slot"),
+    "repair.before_done": Point(("repair",)),
+    "repair.mended": Point(("repair",), "tamper"),
+    "scan.found": Point(("indexer",), "tamper"),
+    "scan.mended": Point(("indexer",), "tamper"),
+    "scan.before_commit": Point(("indexer",)),
+    "scan.after_commit": Point(("indexer",)),
+    "promote.before_switch": Point(("promote", "rollback")),
+    "promote.before_commit": Point(("promote", "rollback")),
+    "promote.after_commit": Point(("promote", "rollback")),
+    "retire.before_drop": Point(("retire",)),
+    "retire.after_drop": Point(("retire",)),
+    "erase.before_commit": Point(("erase",)),
+    "erase.after_commit": Point(("erase",)),
+}
+
+
+def named_in_code() -> set[str]:
+    """Every name that a call `failpoint("…")` in `sophia/` has."""
+    names = set()
+    for path in SOPHIA.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "failpoint":
+                (argument,) = node.args
+                assert isinstance(argument, ast.Constant), f"{path}:{node.lineno}: a failpoint's name is a literal"
+                names.add(str(argument.value))
+    return names

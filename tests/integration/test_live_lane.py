@@ -1,0 +1,89 @@
+"""The live lane: rows that change all the time, what the stored position says, and leases during bulk work."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from sophia.indexing.indexer import _Lane
+from sophia.indexing.leases import Lease
+from tests.integration.library import Library
+
+RunLoop = Callable[..., Any]
+
+
+def lane_of(library: Library) -> _Lane:
+    return _Lane(library.version(), library.embedder, library.settings, "live", lambda version, lane, figures: None)
+
+
+def test_row_that_changes_all_the_time_is_embedded_now_and_then_and_stays_live(
+    library: Library, run_loop: RunLoop
+) -> None:
+    library.put(1, body="at first")
+    run_loop(library.indexer())
+    library.level()
+    library.embedder.texts.clear()
+    other = 100
+    for number in range(50):
+        library.put(1, body=f"change {number}")
+        if number % 10 == 0:
+            other += 1
+            library.put(other, body=f"another row {other}")
+    library.level()
+    hot = [text for text in library.embedder.texts if "change" in text]
+    assert "change 49" in hot[-1]
+    # Without rests nearly every change is a batch of its own; with them a slow machine only needs fewer.
+    assert len(hot) <= 15
+    assert (
+        library.version().position
+        == library.connection.execute("SELECT position FROM sophia.collections WHERE name = 'documents'").fetchone()[0]
+    )  # type: ignore[index]
+
+
+def test_position_stays_before_a_resting_row(library: Library) -> None:
+    lane = lane_of(library)
+    library.put(1)
+    library.put(2)
+    rows = library.rows(1, 2)
+    ready, position = lane.choose(rows, [], 10.0)
+    assert ([row.key for row in ready], position) == (["[1]", "[2]"], 2)
+    library.put(1, body="again")
+    library.put(3)
+    ready, position = lane.choose(library.rows(1, 3), [], 10.001)
+    assert ([row.key for row in ready], position) == (["[3]"], 2), "row 1 rests at position 3"
+    assert lane.rested(10.002) == []
+    assert lane.rested(11.0) == ["[1]"]
+    ready, position = lane.choose([], library.rows(1), 11.0)
+    assert ([row.key for row in ready], position) == (["[1]"], 4)
+
+
+def test_delete_of_a_hot_row_does_not_rest(library: Library) -> None:
+    lane = lane_of(library)
+    library.put(1)
+    lane.choose(library.rows(1), [], 10.0)
+    library.put(1, body="again")
+    assert lane.choose(library.rows(1), [], 10.001)[0] == []
+    library.delete(1)
+    ready, position = lane.choose(library.rows(1), [], 10.002)
+    assert ([row.deleted for row in ready], position) == ([True], 3)
+
+
+def test_live_lease_is_renewed_during_long_bulk_work(library: Library, run_loop: RunLoop) -> None:
+    for number in range(200):
+        library.put(number, bulk=True)
+    first = threading.Event()
+
+    def slow(texts: Sequence[str]) -> None:
+        first.set()
+        time.sleep(0.02 * len(texts))
+
+    library.embedder.before = slow
+    run_loop(library.indexer(lease_seconds=0.4), wait=False)
+    assert first.wait(20)
+    with library.database.connect("standby") as standby:
+        for _ in range(15):
+            assert Lease.try_take(standby, f"live/{library.version().id}", 10) is None
+            time.sleep(0.1)
+    library.level()
