@@ -35,7 +35,7 @@ from sophia.indexing.provenance import register_run
 from sophia.indexing.repair import repair_shard
 from sophia.indexing.scan import Scanner
 from sophia.indexing.versions import IndexVersion, active_versions, ensure_version, local_indexes
-from sophia.indexing.writer import Figures, Row, Writer
+from sophia.indexing.writer import TRANSACTION_SECONDS, Figures, Row, Writer
 from sophia.settings import Settings
 from sophia.stores import store_of
 
@@ -45,9 +45,8 @@ Q = sql.load("indexing")
 Cursor = psycopg.Cursor[TupleRow]
 # What a live micro-batch may take: a change that comes in meanwhile waits for it.
 LIVE_SECONDS = 0.05
-# What a bulk transaction may take beside its embedding, alone and while live changes come in.
-BULK_SECONDS = 0.5
-BULK_SECONDS_BESIDE = 0.02
+# What a bulk transaction may take while live changes come in.
+BESIDE_SECONDS = 0.02
 # So long after the last live change, bulk work still makes way.
 LIVE_MEMORY_SECONDS = 2.0
 # Takes the figures of each batch: version, lane, cost.
@@ -232,10 +231,11 @@ class Indexer:
     def _ask(self, connection: Connection, lane: _Lane) -> tuple[Cursor, Cursor | None]:
         """What is new for a lane, and its rows whose rest is over."""
         params = {"version_id": lane.version.id, "collection_id": lane.version.collection_id}
-        limit = lane.pace.size(LIVE_SECONDS, self._settings.indexer.live_documents)
-        new = connection.execute(Q["live"], params | {"position": lane.read, "limit": limit}, prepare=True)
+        limit = lane.pace.size(self._settings.indexer.live_documents)
+        # Not prepared: a plan from when the tables were empty reads all of them, and costs more than planning anew.
+        new = connection.execute(Q["live"], params | {"position": lane.read, "limit": limit}, prepare=False)
         due = lane.rested(time.monotonic())
-        rested = connection.execute(Q["by_keys"], params | {"keys": due}, prepare=True) if due else None
+        rested = connection.execute(Q["by_keys"], params | {"keys": due}, prepare=False) if due else None
         return new, rested
 
     def _take(self, connection: Connection, lane: _Lane, rows: Sequence[Row], again: Sequence[Row]) -> bool:
@@ -252,7 +252,7 @@ class Indexer:
             return False
         self.figures.add(figures)
         self._live_at = time.monotonic()
-        lane.pace.took(len(ready), self._live_at - began)
+        lane.pace.took(len(ready), self._live_at - began, LIVE_SECONDS)
         return True
 
     def _bulk_pass(self, connection: Connection, stop: Event) -> bool:
@@ -313,8 +313,8 @@ class Indexer:
         return time.monotonic() - self._live_at < LIVE_MEMORY_SECONDS
 
     def _bulk_size(self, lane: _Lane) -> int:
-        seconds = BULK_SECONDS_BESIDE if self._live_lately() else BULK_SECONDS
-        return lane.bulk.pace.size(seconds, self._settings.indexer.bulk_documents)
+        lane.bulk.transaction_seconds = BESIDE_SECONDS if self._live_lately() else TRANSACTION_SECONDS
+        return lane.bulk.pace.size(self._settings.indexer.bulk_documents)
 
     def _wait(self, connection: Connection) -> None:
         """Until the inbox notifies, a resting row is due, or the poll time is over."""

@@ -12,31 +12,35 @@ from collections.abc import Iterable
 from sophia.documents import Key
 
 FIRST_SIZE = 16
+# Below, the fixed cost of a batch is all there is.
+LEAST_SIZE = 8
+LARGEST_SIZE = 1 << 16
 FIRST_REST = 0.025
 # With the time of a batch, what keeps a hot row within 100 ms of its source.
 LONGEST_REST = 0.08
-# Weight of the newest batch in the running mean.
-_WEIGHT = 0.3
 
 
 class Pace:
-    """What documents have cost so far, as a running mean."""
+    """The size of a batch, from how long the last ones took.
+
+    A batch costs something whatever it holds, so a small one seems dear for each of its documents; to shrink because of
+    that would end at batches of one. So the size shrinks only when a batch took too long, and is doubled when a full
+    one took less than half of the time.
+    """
 
     def __init__(self) -> None:
-        self._seconds: float | None = None
+        self._size = FIRST_SIZE
 
-    def size(self, seconds: float, most: int) -> int:
-        """Documents that take about `seconds`, from 1 to `most`; before the first was timed, few."""
-        if self._seconds is None:
-            return min(most, FIRST_SIZE)
-        return max(1, min(most, int(seconds / self._seconds)))
+    def size(self, most: int) -> int:
+        """Documents of the next batch, from 1 to `most`."""
+        return max(1, min(most, self._size))
 
-    def took(self, documents: int, seconds: float) -> None:
-        """Learn from a batch."""
-        if documents == 0:
-            return
-        each = max(seconds / documents, 1e-6)
-        self._seconds = each if self._seconds is None else _WEIGHT * each + (1 - _WEIGHT) * self._seconds
+    def took(self, documents: int, seconds: float, allowed: float) -> None:
+        """Learn from a batch that took `seconds` where `allowed` were to spend."""
+        if seconds > allowed and documents >= self._size // 2:
+            self._size = max(LEAST_SIZE, int(documents * allowed / seconds))
+        elif seconds < allowed / 2 and documents >= self._size:
+            self._size = min(LARGEST_SIZE, self._size * 2)
 
 
 class HotRows:

@@ -40,6 +40,8 @@ Cursor = psycopg.Cursor[TupleRow]
 Q = sql.load("indexing")
 # Keys named in the record of a batch, for the feed; a batch may hold many more.
 FEED_KEYS = 20
+# What a transaction may take when nothing more urgent waits for it.
+TRANSACTION_SECONDS = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +143,7 @@ class Writer:
         self._metadata = index.metadata
         # Of the transactions alone, without the embedding before them.
         self.pace = Pace()
+        self.transaction_seconds = TRANSACTION_SECONDS
         self._texts = Texts(index.template, index.chunk_tokens, index.chunk_overlap, embedder.tokenizer, max_text_bytes)
 
     def apply(
@@ -214,12 +217,12 @@ class Writer:
                 self._write_dead_letters(connection, ordered, faults)
                 figures.documents = len(ordered)
                 figures.parked = len(faults)
-                recorded = self._record(connection, ordered, figures, began)
+                recorded = self._record(connection, ordered, figures, opened - began)
             if position is not None:
                 connection.execute(Q["advance"], {"version_id": self.version.id, "position": position}, prepare=True)
             failpoint("writer.before_commit")
         figures.store_seconds = time.perf_counter() - opened
-        self.pace.took(len(ordered), figures.store_seconds)
+        self.pace.took(len(ordered), figures.store_seconds, self.transaction_seconds)
         if recorded is not None:
             row = recorded.fetchone()
             if row is not None and row[0] is not None:
@@ -372,9 +375,12 @@ class Writer:
             )
 
     def _record(
-        self, connection: Connection, writes: Sequence[DocumentWrite], figures: Figures, began: float
+        self, connection: Connection, writes: Sequence[DocumentWrite], figures: Figures, prepared: float
     ) -> Cursor:
-        """Note the batch and notify the feed. The answer holds the lag in milliseconds, or null."""
+        """Note the batch, which took `prepared` seconds before its transaction, and notify the feed.
+
+        The answer holds the lag in milliseconds, or null.
+        """
         oldest: datetime | None = None
         if self._lane == "live":
             oldest = min((w.origin.committed_at for w in writes if w.origin.committed_at), default=None)
@@ -392,7 +398,7 @@ class Writer:
                 "deleted": figures.deleted,
                 "tokens": figures.tokens,
                 "embed_ms": figures.embed_seconds * 1000,
-                "apply_ms": (time.perf_counter() - began) * 1000,
+                "prepared_ms": prepared * 1000,
                 "oldest": oldest,
                 "keys": [("-" if w.deleted else "") + w.key for w in writes[:FEED_KEYS]],
             },

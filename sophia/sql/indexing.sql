@@ -71,12 +71,12 @@ WHERE l.clock < EXCLUDED.clock OR (%(repair)s AND l.clock = EXCLUDED.clock)
 UPDATE sophia.index_versions SET position = GREATEST(position, %(position)s) WHERE id = %(version_id)s
 
 -- name: batch
--- Notes a batch and tells the feed. NOTIFY carries at most 8,000 bytes, so long keys are left out of it.
+-- Notes a batch and tells the feed. now() is when its transaction began, after what took the client `prepared_ms`. NOTIFY carries at most 8,000 bytes, so long keys are left out of it.
 WITH noted AS (
     INSERT INTO sophia.batches (version_id, lane, run, documents, embedded, reused, deleted, tokens, embed_ms, apply_ms,
                                 lag_ms, keys)
     VALUES (%(version_id)s, %(lane)s, %(run)s, %(documents)s, %(embedded)s, %(reused)s, %(deleted)s, %(tokens)s,
-            %(embed_ms)s, %(apply_ms)s, EXTRACT(epoch FROM clock_timestamp() - %(oldest)s::timestamptz) * 1000,
+            %(embed_ms)s, %(prepared_ms)s + EXTRACT(epoch FROM clock_timestamp() - now()) * 1000, EXTRACT(epoch FROM clock_timestamp() - %(oldest)s::timestamptz) * 1000,
             %(keys)s)
     RETURNING id, lag_ms, keys
 )

@@ -30,7 +30,7 @@ CREATE INDEX CONCURRENTLY IF NOT EXISTS {name} ON {table} USING gin (tsv)
 
 -- name: create_hnsw_index
 CREATE INDEX CONCURRENTLY IF NOT EXISTS {name} ON {table} USING hnsw (embedding vector_cosine_ops)
-    WITH (m = 16, ef_construction = 128)
+    WITH (m = 16, ef_construction = 64)
 
 -- name: try_lock
 SELECT pg_try_advisory_lock(hashtextextended(%(name)s, 0))
@@ -38,9 +38,33 @@ SELECT pg_try_advisory_lock(hashtextextended(%(name)s, 0))
 -- name: unlock
 SELECT pg_advisory_unlock(hashtextextended(%(name)s, 0))
 
--- name: invalid_index
--- A build that was cut off leaves an invalid index behind, which IF NOT EXISTS would take for done.
-SELECT 1 FROM pg_index WHERE indexrelid = to_regclass(%(name)s) AND NOT indisvalid
+-- name: index_state
+-- Whether an index is whole; no row if there is none. A build that was cut off leaves an invalid one behind.
+SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass(%(name)s)
+
+-- name: estimate
+SELECT GREATEST(reltuples, 0)::bigint FROM pg_class WHERE oid = to_regclass(%(name)s)
+
+-- name: analyze
+ANALYZE {table}
+
+-- name: create_field_index
+-- Of a metadata field: its hash, since a value may be longer than an index entry.
+CREATE INDEX CONCURRENTLY IF NOT EXISTS {name} ON {table} (jsonb_hash_extended(metadata -> {field}, 0))
+
+-- name: create_recent_index
+CREATE INDEX {name} ON {table} (indexed_at)
+
+-- name: filter
+jsonb_hash_extended(metadata -> {field}, 0) = jsonb_hash_extended({value}::jsonb, 0) AND metadata -> {field} = {value}::jsonb
+
+-- name: matches
+SELECT count(*) FROM (SELECT 1 FROM {table} WHERE {filters} LIMIT %(limit)s) matching
+
+-- name: plan
+-- How the search in this transaction is planned. Iterative scans find enough rows behind a filter.
+SELECT set_config('hnsw.ef_search', %(effort)s, true), set_config('hnsw.iterative_scan', %(iterative)s, true),
+       ARRAY(SELECT set_config(setting, 'off', true) FROM unnest(%(off)s::text[]) setting)
 
 -- name: delete_surplus
 -- Only what the ledger has at this very clock: an older writer's rows are not its business.
@@ -126,10 +150,25 @@ DELETE FROM {table} WHERE key = ANY(%(keys)s)
 -- name: counts
 SELECT count(DISTINCT key), count(*) FROM {table}
 
--- name: search
+-- name: search_all
 SELECT key, chunk, 1 - (embedding <=> %(vector)b::vector) AS score, content, metadata, lsn::text, committed_at, indexed_at
 FROM {table} WHERE {filters}
-ORDER BY embedding <=> %(vector)b::vector LIMIT %(k)s
+ORDER BY embedding <=> %(vector)b::vector, id LIMIT %(k)s
+
+-- name: search
+-- The graph's neighbours, and of the rows written last all: a graph may miss a row that is far from all others, and a
+-- change that was just made is what people look for.
+WITH near AS (
+    SELECT id, embedding <=> %(vector)b::vector AS distance FROM {table} WHERE {filters}
+    ORDER BY embedding <=> %(vector)b::vector LIMIT %(k)s
+), fresh AS (
+    SELECT id, embedding <=> %(vector)b::vector AS distance
+    FROM (SELECT id, embedding, metadata FROM {table} ORDER BY indexed_at DESC LIMIT 500) newest
+    WHERE {filters} ORDER BY distance LIMIT %(k)s
+)
+SELECT s.key, s.chunk, 1 - n.distance AS score, s.content, s.metadata, s.lsn::text, s.committed_at, s.indexed_at
+FROM (SELECT id, distance FROM near UNION SELECT id, distance FROM fresh) n JOIN {table} s USING (id)
+ORDER BY n.distance, s.id LIMIT %(k)s
 
 -- name: hybrid
 -- Reciprocal rank fusion of the vector's and the full text's best candidates.

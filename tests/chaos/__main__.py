@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import shutil
+import signal
 import sys
 from collections import Counter
 from pathlib import Path
@@ -34,6 +35,8 @@ def main() -> int:
     parser.add_argument("--fresh", action="store_true", help="start over")
     parser.add_argument("--keep-going", action="store_true", help="do not stop at a difference")
     wanted = parser.parse_args()
+    # Ends the server and removes its folder, as Ctrl-C does.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     if wanted.round is not None:
         with Driver(wanted.seed, wanted.round) as driver:
             outcome = driver.round(wanted.round, wanted.steps)

@@ -17,7 +17,6 @@ from sophia.indexing.versions import active_versions
 from sophia.stores import PgvectorStore
 from tests.chaos import faults, oracle, workload
 from tests.chaos.embedder import ChaosEmbedder
-from tests.chaos.points import POINTS
 from tests.chaos.processes import Processes, Server
 from tests.chaos.tables import TABLES
 from tests.chaos.workers import JOBS, SOURCE
@@ -101,23 +100,22 @@ class Driver:
         """One round of `steps` faults, each with a kill at the failpoint that was hit least.
 
         What a seed does is always the same; when it hits is not. `bulk` is the share of statements over many rows.
-        In every other round nobody tampers with the stores: then the indexes must be right without the verification
-        that runs beside, and a document that it had to mend counts as a loss.
+        Rounds take turns in their kind.
         """
-        tampering = number % 2 == 1
+        kind = faults.KINDS[number % len(faults.KINDS)]
         mended = self._mended()
         outcome = Outcome(number)
         began = time.monotonic()
         rng = random.Random(f"{self.seed}/{number}")
         self._rng.seed(f"{self.seed}/{number}/processes")
-        scene = faults.Scene(self.server, self.processes, rng)
+        scene = faults.Scene(self.server, self.processes, rng, kind)
         before = self._counts()
-        self.processes.healthy = False
-        work = workload.Workload(self.server.url, f"{self.seed}/{number}", bulk=bulk)
-        for name in faults.plan(rng, steps, tampering=tampering):
+        self.processes.begin(live_only=kind.live_only)
+        work = workload.Workload(self.server.url, f"{self.seed}/{number}", bulk=0.0 if kind.live_only else bulk)
+        for name in faults.plan(rng, steps, kind):
             self._fault(scene, outcome, name)
             self.processes.wait(rng.choice((0.0, 0.05, 0.1, 0.3, 0.6)))
-            names = sorted(name for name, point in POINTS.items() if tampering or point.need != "tamper")
+            names = kind.points()
             rng.shuffle(names)
             self._fault(scene, outcome, "aim", min(names, key=self.processes.count))
         work.stop()
@@ -126,7 +124,7 @@ class Driver:
         self.processes.recover()
         quiet = time.monotonic()
         self._quiet(scene, outcome)
-        if not tampering:
+        if not kind.tampering:
             for version, found in self._mended().items():
                 if found > mended.get(version, 0):
                     self._lose(outcome, "mended", f"{found - mended.get(version, 0)} documents of version {version}")

@@ -36,6 +36,7 @@ class Scene:
     server: Server
     processes: Processes
     rng: random.Random
+    kind: Kind
     tampered_with: dict[str, str] | None = None
     changes: int = 0
     log: list[str] = field(default_factory=list)
@@ -295,16 +296,48 @@ FAULTS: dict[Callable[[Scene], bool], int] = {
 BY_NAME: dict[str, Callable[..., bool]] = {fault.__name__: fault for fault in FAULTS}
 
 
-def plan(rng: random.Random, count: int, *, tampering: bool) -> list[str]:
+@dataclass(frozen=True)
+class Kind:
+    """What may happen in a round: the less there is that mends in passing, the less goes unseen.
+
+    Attributes:
+        live_only: only the live lane works: no mass changes, no snapshots, no repairs.
+        tampering: stores are changed by hand. If not, the indexes must be right without the verification that runs
+            beside, and a document that it had to mend counts as a loss.
+    """
+
+    live_only: bool
+    tampering: bool
+
+    def allows(self, fault: Callable[..., bool]) -> bool:
+        """Whether a fault belongs into such a round."""
+        return (self.tampering or fault is not tamper) and not (self.live_only and fault in MENDING)
+
+    def points(self) -> list[str]:
+        """The failpoints that workers may be led to."""
+        return sorted(
+            name
+            for name, point in POINTS.items()
+            if (not point.need or self.allows(BY_NAME[point.need]))
+            and not (self.live_only and set(point.roles) <= set(JOBS))
+        )
+
+
+KINDS = (Kind(live_only=True, tampering=False), Kind(False, False), Kind(False, True))
+# Each compares whole shards, or begins with a snapshot that does.
+MENDING = (kill_job, pause_job, repair, promote, rollback, retire, drop_slot, advance_slot, recreate_table)
+
+
+def plan(rng: random.Random, count: int, kind: Kind) -> list[str]:
     """Names of the faults of a round."""
-    weights = {fault: weight for fault, weight in FAULTS.items() if tampering or fault is not tamper}
+    weights = {fault: weight for fault, weight in FAULTS.items() if kind.allows(fault)}
     return [fault.__name__ for fault in rng.choices(list(weights), list(weights.values()), k=count)]
 
 
 def aim(scene: Scene, name: str, patience: float = 4.0) -> bool:
     """Bring about that a worker dies at a failpoint: do what leads there, and arm the next worker that may pass it."""
     point, processes = POINTS[name], scene.processes
-    role = scene.rng.choice(point.roles)
+    role = scene.rng.choice([role for role in point.roles if not (scene.kind.live_only and role in JOBS)])
     before = processes.hits[name]
     if role not in JOBS:
         processes.next_arm[role] = name

@@ -23,7 +23,7 @@ from sophia.database.connect import ensure_database
 from sophia.database.embedded import EmbeddedPostgres
 from sophia.errors import TemporaryError
 from tests.chaos.points import POINTS
-from tests.chaos.workers import Spec
+from tests.chaos.workers import JOBS, Spec
 from tests.chaos.zygote import Zygote
 
 # Checkpoints as often as on a busy server, so that recovery after a kill is short. Durability stays the default.
@@ -121,6 +121,7 @@ class Processes:
         self.ends: Counter[str] = Counter()
         self.finished: Counter[str] = Counter()
         self.healthy = False
+        self.live_only = False
         self.next_arm: dict[str, str] = {}
         self._earlier = earlier_hits
         self._restart_at: dict[str, float] = {}
@@ -141,10 +142,11 @@ class Processes:
             calls=str(folder / "calls"),
             log=str(folder / "workers.log"),
             arm=arm,
-            delay=0.0 if self.healthy else rng.choice((0.0, 0.0, 0.0, 0.005, 0.05, 0.3)),
+            # A slow job and a quick indexer meet at the same keys.
+            delay=0.0 if self.healthy else rng.choice((0.0, 0.05, 0.3) if role in JOBS else (0.0, 0.0, 0.0, 0.05, 0.3)),
             capture={
                 "batch_documents": rng.choice((5, 50, 500, 2_000)) if not self.healthy else 2_000,
-                "bulk_transaction": rng.choice((3, 50, 400)),
+                "bulk_transaction": 1_000_000 if self.live_only else rng.choice((3, 50, 400)),
             },
             indexer={
                 "live_documents": rng.choice((4, 64, 256)) if not self.healthy else 256,
@@ -240,6 +242,14 @@ class Processes:
         process.resume_at = None
         with contextlib.suppress(ProcessLookupError):
             os.kill(process.pid, signal.SIGCONT)
+
+    def begin(self, *, live_only: bool) -> None:
+        """Faults may begin. `live_only`: no transaction is large enough for the bulk lane."""
+        self.healthy = False
+        if live_only != self.live_only:
+            self.live_only = live_only
+            for process in self.of("capture"):
+                self.kill(process)
 
     def recover(self) -> None:
         """The end of all faults: everyone awake, nobody armed or slow, settings as they were; the others go on."""

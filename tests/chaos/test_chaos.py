@@ -8,13 +8,15 @@ import pytest
 
 from tests.chaos.driver import Driver
 from tests.chaos.embedder import ChaosEmbedder
+from tests.chaos.faults import KINDS
 from tests.chaos.oracle import AGREEMENT, cosine, covers, vector_of
 from tests.chaos.points import POINTS, named_in_code
 from tests.chaos.tables import MODELS
 
 SEED = "short"
-ROUNDS = 2
-STEPS = 12
+# One of each kind.
+ROUNDS = len(KINDS)
+STEPS = 9
 
 
 def test_every_failpoint_is_known_and_exists() -> None:

@@ -281,7 +281,8 @@ def delete_and_insert(s: Statements) -> Rows:
 
 
 def hot_row(s: Statements, key: tuple[Any, ...]) -> Rows:
-    return s.update(s.table.texts[0], s.text(), key)
+    """Often back to a text that the row had a moment ago."""
+    return s.update(s.table.texts[0], s.rng.choice((s.text(), "one of 1 texts", "one of 2 texts")), key)
 
 
 def flapping(s: Statements, key: tuple[Any, ...]) -> Rows:

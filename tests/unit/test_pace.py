@@ -3,33 +3,46 @@
 import itertools
 
 from sophia.documents import Key
-from sophia.indexing.pace import FIRST_SIZE, LONGEST_REST, HotRows, Pace
+from sophia.indexing.pace import FIRST_SIZE, LEAST_SIZE, LONGEST_REST, HotRows, Pace
 
 ROW = Key("[1]")
 
 
 def test_first_batch_is_small() -> None:
-    assert Pace().size(10.0, 500) == FIRST_SIZE
-    assert Pace().size(10.0, 5) == 5
+    assert Pace().size(500) == FIRST_SIZE
+    assert Pace().size(5) == 5
 
 
-def test_size_follows_the_cost() -> None:
+def test_full_quick_batches_grow() -> None:
     pace = Pace()
-    pace.took(10, 0.1)
-    assert pace.size(0.05, 500) == 5
-    for _ in range(30):
-        pace.took(100, 0.01)
-    assert 400 <= pace.size(0.05, 1_000) <= 500
-    assert pace.size(0.05, 100) == 100
-    for _ in range(30):
-        pace.took(1, 1.0)
-    assert pace.size(0.05, 100) == 1, "one document is always taken"
+    for _ in range(3):
+        pace.took(pace.size(10_000), 0.01, 0.05)
+    assert pace.size(10_000) == 8 * FIRST_SIZE
+    assert pace.size(100) == 100
 
 
-def test_batch_without_documents_teaches_nothing() -> None:
+def test_batches_that_are_not_full_teach_nothing() -> None:
     pace = Pace()
-    pace.took(0, 5.0)
-    assert pace.size(0.05, 500) == FIRST_SIZE
+    for _ in range(50):
+        pace.took(1, 0.04, 0.05)
+        pace.took(0, 5.0, 0.05)
+    assert pace.size(500) == FIRST_SIZE
+
+
+def test_slow_batches_shrink_but_not_to_nothing() -> None:
+    pace = Pace()
+    pace.took(16, 0.1, 0.05)
+    assert pace.size(500) == LEAST_SIZE
+    for _ in range(10):
+        pace.took(pace.size(500), 1.0, 0.05)
+    assert pace.size(500) == LEAST_SIZE
+
+
+def test_one_slow_document_does_not_shrink_the_batches_after_it() -> None:
+    pace = Pace()
+    pace.took(16, 0.01, 0.05)
+    pace.took(1, 1.0, 0.05)
+    assert pace.size(500) == 2 * FIRST_SIZE
 
 
 def test_row_that_was_never_taken_is_due() -> None:
