@@ -114,6 +114,11 @@ class Capture:
                     self._stream(own, start, tables, stop)
         except psycopg.OperationalError as error:
             raise TemporaryError(f"capture of {self._source.name}: a database is away: {str(error).strip()}") from error
+        except (psycopg.errors.UndefinedTable, psycopg.errors.UndefinedColumn) as error:
+            # Between a look at a table and its copy.
+            raise TemporaryError(
+                f"capture of {self._source.name}: a table was altered meanwhile: {str(error).strip()}"
+            ) from error
 
     # ---- set up and snapshot -----------------------------------------------------------------------------
 

@@ -29,7 +29,7 @@ from sophia import inbox, sql
 from sophia.capture.source import SourceTable, columns
 from sophia.capture.values import converter
 from sophia.documents import Change, Clock, Origin, format_lsn, key_of
-from sophia.errors import DocumentError, SourceError
+from sophia.errors import DocumentError, SourceError, TemporaryError
 from sophia.failpoints import failpoint
 
 Connection = psycopg.Connection[TupleRow]
@@ -88,10 +88,13 @@ def copy_table(
 
     Raises:
         SourceError: a key column is generated, so the stream would not carry it.
+        TemporaryError: the table was dropped or altered meanwhile.
     """
     estimate_row = source.execute(sql.load("source")["estimate"], {"oid": table.oid}).fetchone()
     estimate = int(estimate_row[0]) if estimate_row else 0
     described = columns(source, table.oid)
+    if not described:
+        raise TemporaryError(f"{table.qualified} was dropped before it was copied; starting again")
     names = [name for name, _ in described]
     if absent := [name for name in table.key_fields if name not in names]:
         raise SourceError(f"{table.qualified}: key column {absent[0]!r} is generated; key the collection by others")
