@@ -100,12 +100,21 @@ def canonical_key(values: Sequence[Any]) -> Key:
 
 
 def parse_key(text: str) -> Key:
-    """A key as a person types it: `42`, `abc`, `["a", 2]` or several parts joined as JSON."""
+    """A key as a person types it: `42`, `abc`, `["a", 2]` or several parts joined as JSON.
+
+    Raises:
+        DocumentError: it is no key, or no text that a database can hold.
+    """
     try:
         value = json.loads(text)
     except ValueError:
         value = text
-    return canonical_key(value if isinstance(value, list) else [value])
+    key = canonical_key(value if isinstance(value, list) else [value])
+    try:
+        key.encode()
+    except UnicodeEncodeError as error:
+        raise DocumentError(f"key has half a surrogate pair at character {error.start}; type it as UTF-8") from error
+    return key
 
 
 def bucket_of(key: Key) -> int:

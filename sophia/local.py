@@ -72,13 +72,20 @@ def dagster_url(settings: Settings, database: Database) -> str:
 
 
 def require_free_ports(ports: Mapping[str, int]) -> None:
-    """Check that loopback ports can be listened on; `ports` is by the option or variable that sets each.
+    """Check that loopback ports can be listened on; `ports` is by the option or variable that sets each, 0 for none.
 
     Raises:
-        ConfigurationError: naming every port in use and what sets it.
+        ConfigurationError: naming every port that is in use or wanted twice, and what sets it.
     """
     taken = []
+    wanted: dict[int, str] = {}
     for name, port in ports.items():
+        if port == 0:
+            continue
+        if port in wanted:
+            taken.append(f"port {port} is wanted by both {wanted[port]} and {name}; choose another for one of them")
+            continue
+        wanted[port] = name
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:

@@ -9,7 +9,7 @@ from psycopg.rows import TupleRow
 
 from sophia import sql
 from sophia.catalog.models import Retention
-from sophia.errors import BusyError, ConfigurationError
+from sophia.errors import SophiaError
 from sophia.indexing.promotion import retire, versions_over_time
 from sophia.indexing.versions import active_versions
 from sophia.stores import store_of
@@ -34,14 +34,14 @@ def apply_retention(connection: Connection, retention: Retention) -> dict[str, i
 
 
 def _retire_versions(connection: Connection, days: int) -> int:
-    """End the versions that stopped serving long ago. One whose table is busy stays until the next time."""
+    """End the versions that stopped serving long ago. One that is busy, or serves again by now, stays."""
     over = set(versions_over_time(connection, days))
     retired = 0
     for version in active_versions(connection):
         if version.id in over:
             try:
                 retire(connection, version, store_of(version.store))
-            except (BusyError, ConfigurationError) as error:
+            except SophiaError as error:
                 logger.warning("%s", error)
             else:
                 retired += 1

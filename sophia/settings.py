@@ -23,7 +23,7 @@ Profile = Literal["local", "cluster"]
 
 
 class _Group(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class _MeteredGroup(_Group):

@@ -114,6 +114,11 @@ class Capture:
                     self._stream(own, start, tables, stop)
         except psycopg.OperationalError as error:
             raise TemporaryError(f"capture of {self._source.name}: a database is away: {str(error).strip()}") from error
+        except psycopg.errors.DuplicateObject as error:
+            # Between a look for a slot or a publication and the making of it.
+            raise TemporaryError(
+                f"capture of {self._source.name}: another process was faster: {str(error).strip()}"
+            ) from error
         except (psycopg.errors.UndefinedTable, psycopg.errors.UndefinedColumn) as error:
             # Between a look at a table and its copy.
             raise TemporaryError(
@@ -305,7 +310,12 @@ class Capture:
         """Copy tables from an exported snapshot."""
         with connect(self._source.url, "sophia-capture-snapshot", autocommit=False, options=SESSION_OPTIONS) as source:
             source.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
-            source.execute(composed.SQL("SET TRANSACTION SNAPSHOT {}").format(composed.Literal(snapshot)))
+            try:
+                source.execute(composed.SQL("SET TRANSACTION SNAPSHOT {}").format(composed.Literal(snapshot)))
+            except (psycopg.DataError, psycopg.errors.UndefinedObject) as error:
+                raise TemporaryError(
+                    "the snapshot went with the connection that exported it; starting again"
+                ) from error
             for copy in copies:
                 rows = copy_table(
                     source,
@@ -401,7 +411,7 @@ class Capture:
                 stream.confirm(confirmed)
                 next_status = now + settings.status_seconds
             if now >= next_check:
-                if self._tables_changed(own, tables):
+                if self._forgotten(own, tables) or self._tables_changed(own, tables):
                     return
                 self._reread_incomplete(own, tables)
                 next_check = now + settings.catalog_check_seconds
@@ -467,6 +477,20 @@ class Capture:
                     logger.warning("rows could not be read again, trying later: %s", str(error).strip())
 
         threading.Thread(target=work, name="reread", daemon=True).start()
+
+    def _forgotten(self, own: Connection, tables: dict[int, CapturedTable]) -> bool:
+        """Whether a table does not count as captured any more: set up again.
+
+        Another process that tried to set up this capture found it unpublished; it is published now, and what changed
+        meanwhile is in no stream.
+        """
+        rows = own.execute(Q["tables"], {"source": self._source.name})
+        copied = {name for name, _, _, complete, *_ in rows if complete}
+        if all(table.collection in copied for table in tables.values()):
+            return False
+        # Unless it is a successor that copies them.
+        self._confirm(own, None)
+        return True
 
     def _tables_changed(self, own: Connection, tables: dict[int, CapturedTable]) -> bool:
         """Whether a table was altered, made anew, or is not wholly published any more: set up again.

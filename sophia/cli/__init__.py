@@ -53,5 +53,9 @@ def main() -> None:
     except psycopg.OperationalError as error:
         typer.secho(f"sophia: the database is away: {str(error).strip()}", err=True, fg=typer.colors.RED)
         sys.exit(3)
+    except psycopg.DataError as error:
+        # A filter NaN, a NUL character: no fault of ours, and nothing to try again.
+        typer.secho(f"sophia: a value cannot be used: {str(error).splitlines()[0]}", err=True, fg=typer.colors.RED)
+        sys.exit(SophiaError.exit_code)
     except KeyboardInterrupt:
         sys.exit(130)

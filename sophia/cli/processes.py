@@ -84,7 +84,14 @@ def up(
     from sophia.services.worker import stop_on_signals
 
     settings = begin().settings
-    require_free_ports({"--dagster-port": dagster_port, "SOPHIA_CONSOLE__PORT": settings.console.port})
+    require_free_ports(
+        {
+            "--dagster-port": dagster_port,
+            "SOPHIA_CONSOLE__PORT": settings.console.port,
+            "SOPHIA_CAPTURE__METRICS_PORT": settings.capture.metrics_port,
+            "SOPHIA_INDEXER__METRICS_PORT": settings.indexer.metrics_port,
+        }
+    )
     stop = stop_on_signals()
     database = open_database(settings)
     if sample and settings.profile == "local":

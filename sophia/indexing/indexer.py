@@ -27,14 +27,14 @@ from sophia.catalog import Catalog
 from sophia.database.connect import Database
 from sophia.documents import Key
 from sophia.embedding import Embedder, load_embedder
-from sophia.errors import BusyError, FencedError
+from sophia.errors import BusyError, ConfigurationError, FencedError
 from sophia.indexing.building import IndexBuilder
 from sophia.indexing.leases import Lease
 from sophia.indexing.pace import HotRows, Pace
 from sophia.indexing.provenance import register_run
 from sophia.indexing.repair import repair_shard
 from sophia.indexing.scan import Scanner
-from sophia.indexing.versions import IndexVersion, active_versions, ensure_version, local_indexes
+from sophia.indexing.versions import IndexVersion, active_versions, ensure_version, local_indexes, require_model
 from sophia.indexing.writer import TRANSACTION_SECONDS, Figures, Row, Writer
 from sophia.settings import Settings
 from sophia.stores import store_of
@@ -141,6 +141,7 @@ class Indexer:
         self._lanes: list[_Lane] = []
         self._next_reload = 0.0
         self._run = ""
+        self._refused: set[int] = set()
         self._live_at = -LIVE_MEMORY_SECONDS
         self._builder = IndexBuilder(database)
         self.ready = Event()
@@ -189,9 +190,9 @@ class Indexer:
         known = {lane.version.id: lane for lane in self._lanes}
         self._lanes = []
         for version in active_versions(connection):
-            lane = known.get(version.id) or _Lane(
-                version, self._embedder(version), self._settings, self._run, self._observe
-            )
+            lane = known.get(version.id) or self._lane(version)
+            if lane is None:
+                continue
             if lane.lease is None:
                 lease = Lease.try_take(connection, f"live/{version.id}", seconds)
                 if lease is not None:
@@ -205,6 +206,17 @@ class Indexer:
                     logger.warning("%s was taken over; standing by", version.label)
                     lane.lease = None
             self._lanes.append(lane)
+
+    def _lane(self, version: IndexVersion) -> _Lane | None:
+        """The lane of a version that is new here; none for one whose model is not what it was."""
+        try:
+            require_model(version)
+        except ConfigurationError as error:
+            if version.id not in self._refused:
+                logger.error("not indexing %s", error)
+                self._refused.add(version.id)
+            return None
+        return _Lane(version, self._embedder(version), self._settings, self._run, self._observe)
 
     def _embedder(self, version: IndexVersion) -> Embedder:
         model = version.model

@@ -116,7 +116,10 @@ def repair_steps(
             yield None
             yield from mend(connection, writer, found.wrong(), lease, batch=size(), between=between)
     failpoint("repair.before_done")
-    connection.execute(Q["shard_done"], {"version_id": version.id, "shard": shard, "position": position})
+    with connection.transaction():
+        # A version that was retired and begun anew meanwhile has another shard of this number, which is empty.
+        lease.check(connection)()
+        connection.execute(Q["shard_done"], {"version_id": version.id, "shard": shard, "position": position})
 
 
 def _outdated(

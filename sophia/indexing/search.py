@@ -10,7 +10,7 @@ from psycopg.rows import TupleRow
 
 from sophia.embedding import Embedder
 from sophia.errors import SophiaError
-from sophia.indexing.versions import IndexVersion, serving_version
+from sophia.indexing.versions import IndexVersion, require_model, serving_version
 from sophia.stores import Hit, Query, store_of
 
 Connection = psycopg.Connection[TupleRow]
@@ -76,6 +76,7 @@ def search_version(
         )
     if index.required_filter is not None and index.required_filter not in filters:
         raise SophiaError(f"index {index.name!r} must be searched with a filter on {index.required_filter!r}")
+    require_model(version)
     # A version that was replaced meanwhile is still fed, and answers.
     query = Query(vector=embedder_of(version).embed_query(text), text=text, k=k, filters=filters, hybrid=hybrid)
     return store_of(version.store).search(connection, version, query)

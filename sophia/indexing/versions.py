@@ -124,7 +124,13 @@ def ensure_version(connection: Connection, catalog: Catalog, index: Index, profi
                     "store": store,
                     "model": model.name,
                     "dimension": model.dimension,
-                    "spec": Jsonb({"index": index.model_dump(mode="json"), "model": model.model_dump(mode="json")}),
+                    "spec": Jsonb(
+                        {
+                            "index": index.model_dump(mode="json"),
+                            "model": model.model_dump(mode="json"),
+                            "model_fingerprint": model_fingerprint(model, index.precision),
+                        }
+                    ),
                 },
             ).fetchone()
             assert row is not None  # noqa: S101
@@ -137,6 +143,20 @@ def ensure_version(connection: Connection, catalog: Catalog, index: Index, profi
             connection.execute(Q["drop_shards"], {"version_id": found[0]})
             connection.execute(Q["create_shards"], {"version_id": found[0], "shards": index.shards})
     return next(v for v in active_versions(connection) if v.index_name == index.name and v.fingerprint == mark)
+
+
+def require_model(version: IndexVersion) -> None:
+    """Check that the model of a version still is what its vectors were computed with.
+
+    Raises:
+        ConfigurationError: the model's files were replaced in place.
+    """
+    present = model_fingerprint(version.model, version.index.precision)
+    if present != version.spec.get("model_fingerprint", present):
+        raise ConfigurationError(
+            f"{version.label}: the files of model {version.model.name!r} are not those that its vectors were computed "
+            "with; put the former files back, or rebuild the index and promote the new version"
+        )
 
 
 def active_versions(connection: Connection) -> list[IndexVersion]:

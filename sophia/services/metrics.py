@@ -224,6 +224,9 @@ class CaptureMetrics(ProcessMetrics):
         self._retained = Gauge(
             "sophia_slot_retained_bytes", "Log that the source keeps for the slot.", ("source",), registry=self.registry
         )
+        self._up = Gauge(
+            "sophia_source_up", "1 if the source answered this scrape.", ("source",), registry=self.registry
+        )
         self._tables = Gauge(
             "sophia_capture_tables",
             "Tables by whether they were copied.",
@@ -248,12 +251,17 @@ class CaptureMetrics(ProcessMetrics):
         for source in self._sources:
             if source.url == self._database.url:
                 self._collect_slot(connection, source)
-            else:
+                continue
+            try:
                 with _limited(connect(source.url, "sophia-capture-metrics")) as remote:
                     self._collect_slot(remote, source)
+            except (psycopg.Error, SophiaError) as error:
+                logger.warning("metrics: source %s: %s", source.name, error)
+                self._up.labels(source.name).set(0)
 
     def _collect_slot(self, connection: Connection, source: CaptureSource) -> None:
         slot = inspect_slot(connection, source.slot)
+        self._up.labels(source.name).set(1)
         self._retained.labels(source.name).set(slot.retained_bytes if slot is not None else 0)
 
     def _collect_inbox(self, connection: Connection) -> None:

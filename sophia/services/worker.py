@@ -55,6 +55,9 @@ def keep_running(loop: Loop, stop: threading.Event) -> None:
         except FencedError:
             raise
         except (TemporaryError, psycopg.OperationalError) as error:
+            if loop.ready.is_set():
+                # It worked since the last fault: this is the first of a new row.
+                delay = FIRST_DELAY_SECONDS
             loop.ready.clear()
             logger.warning("%s: %s; again in %.1f s", loop.name, str(error).strip(), delay)
             stop.wait(delay)

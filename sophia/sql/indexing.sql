@@ -59,8 +59,8 @@ SELECT key, clock FROM sophia.ledger WHERE version_id = %(version_id)s AND key =
 INSERT INTO sophia.ledger AS l (version_id, key, bucket, clock, state, deleted, content_hashes, vector_hashes, run)
 SELECT %(version_id)s, u.key, u.bucket, u.clock::bigint[], u.state, u.deleted, u.content_hashes::bytea[],
        u.vector_hashes::bytea[], %(run)s
-FROM unnest(%(keys)s::text[], %(buckets)s::int[], %(clocks)s::text[], %(states)s::text[], %(deleted)s::bool[],
-            %(content_hashes)s::text[], %(vector_hashes)s::text[])
+FROM unnest(%(keys)b::text[], %(buckets)s::int[], %(clocks)b::text[], %(states)b::text[], %(deleted)s::bool[],
+            %(content_hashes)b::text[], %(vector_hashes)b::text[])
      AS u (key, bucket, clock, state, deleted, content_hashes, vector_hashes)
 ON CONFLICT (version_id, key) DO UPDATE
 SET clock = EXCLUDED.clock, state = EXCLUDED.state, deleted = EXCLUDED.deleted, run = EXCLUDED.run,

@@ -69,7 +69,7 @@ SELECT set_config('hnsw.ef_search', %(effort)s, true), set_config('hnsw.iterativ
 -- name: delete_surplus
 -- Only what the ledger has at this very clock: an older writer's rows are not its business.
 DELETE FROM {table} s
-USING unnest(%(keys)s::text[], %(clocks)s::text[], %(counts)s::int[]) AS u (key, clock, count)
+USING unnest(%(keys)b::text[], %(clocks)b::text[], %(counts)s::int[]) AS u (key, clock, count)
 JOIN sophia.ledger l ON l.version_id = %(version_id)s AND l.key = u.key AND l.clock = u.clock::bigint[]
 WHERE s.key = u.key AND s.chunk >= u.count
 
@@ -80,14 +80,14 @@ DELETE FROM {table} s WHERE s.key = ANY(%(keys)s)
                   WHERE l.version_id = %(version_id)s AND l.key = s.key AND NOT l.deleted AND l.state = 'applied')
 
 -- name: upsert
--- Vectors travel in binary: as text they cost ten times the rest of the row.
+-- Arrays travel in binary: vectors as text cost ten times the rest of the row, and quoting texts is slow, too.
 INSERT INTO {table} (id, key, bucket, chunk, span, content, content_hash, embedding, metadata, clock, lsn, txid,
                      committed_at, run)
 SELECT u.id, u.key, u.bucket, u.chunk, int4range(u.start, u.stop), u.content, u.content_hash, u.embedding,
        u.metadata::jsonb, u.clock::bigint[], u.lsn::pg_lsn, u.txid, u.committed_at, %(run)s
-FROM unnest(%(ids)s::uuid[], %(keys)s::text[], %(buckets)s::int[], %(chunks)s::int[], %(starts)s::int[],
-            %(stops)s::int[], %(contents)s::text[], %(hashes)s::bytea[], %(vectors)b::vector[],
-            %(metadata)s::text[], %(clocks)s::text[], %(lsns)s::text[], %(txids)s::bigint[], %(times)s::timestamptz[])
+FROM unnest(%(ids)b::uuid[], %(keys)b::text[], %(buckets)s::int[], %(chunks)s::int[], %(starts)s::int[],
+            %(stops)s::int[], %(contents)b::text[], %(hashes)b::bytea[], %(vectors)b::vector[],
+            %(metadata)b::text[], %(clocks)b::text[], %(lsns)b::text[], %(txids)s::bigint[], %(times)s::timestamptz[])
      AS u (id, key, bucket, chunk, start, stop, content, content_hash, embedding, metadata, clock, lsn, txid,
            committed_at)
 JOIN sophia.ledger l ON l.version_id = %(version_id)s AND l.key = u.key AND l.clock = u.clock::bigint[]
@@ -102,14 +102,18 @@ SET id = EXCLUDED.id, span = EXCLUDED.span, content = EXCLUDED.content, content_
 UPDATE {table} s
 SET span = int4range(u.start, u.stop), metadata = u.metadata::jsonb, clock = u.clock::bigint[],
     lsn = u.lsn::pg_lsn, txid = u.txid, committed_at = u.committed_at, run = %(run)s, indexed_at = clock_timestamp()
-FROM unnest(%(ids)s::uuid[], %(keys)s::text[], %(starts)s::int[], %(stops)s::int[], %(metadata)s::text[],
-            %(clocks)s::text[], %(lsns)s::text[], %(txids)s::bigint[], %(times)s::timestamptz[])
+FROM unnest(%(ids)b::uuid[], %(keys)b::text[], %(starts)s::int[], %(stops)s::int[], %(metadata)b::text[],
+            %(clocks)b::text[], %(lsns)b::text[], %(txids)s::bigint[], %(times)s::timestamptz[])
      AS u (id, key, start, stop, metadata, clock, lsn, txid, committed_at)
 JOIN sophia.ledger l ON l.version_id = %(version_id)s AND l.key = u.key AND l.clock = u.clock::bigint[]
 WHERE s.id = u.id
 
 -- name: vectors
-SELECT DISTINCT ON (content_hash) content_hash, embedding FROM {table} WHERE content_hash = ANY(%(hashes)s)
+-- Only what the ledger vouches for: a vector that someone edited must not be handed on to other rows.
+SELECT DISTINCT ON (s.content_hash) s.content_hash, s.embedding FROM {table} s
+JOIN sophia.ledger l ON l.version_id = %(version_id)s AND l.key = s.key
+WHERE s.content_hash = ANY(%(hashes)s) AND l.content_hashes[s.chunk + 1] = s.content_hash
+  AND l.vector_hashes[s.chunk + 1] = substring(sha256(vector_send(s.embedding)) FOR 16)
 
 -- name: sound_vectors
 -- A vector that hashes to what the ledger noted of this place is the one that was computed from the text noted there.

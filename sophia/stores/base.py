@@ -213,7 +213,7 @@ class Store(Protocol):
         ...
 
     def vectors(self, connection: Connection, version: IndexVersion, hashes: Sequence[bytes]) -> dict[bytes, Vectors]:
-        """Vectors that the version holds for these content hashes, for reuse."""
+        """Vectors that the version holds for these content hashes, and that the ledger vouches for, for reuse."""
         ...
 
     def sound_vectors(self, connection: Connection, version: IndexVersion, keys: Sequence[str]) -> dict[bytes, Vectors]:

@@ -201,7 +201,7 @@ class PgvectorStore:
         _know_vectors(connection)
         with _unless_retired(version):
             rows = connection.execute(
-                _query("vectors", version), {"hashes": list(hashes)}, prepare=True, binary=True
+                _query("vectors", version), {"version_id": version.id, "hashes": list(hashes)}, binary=True
             ).fetchall()
         return {bytes(key): _array(vector) for key, vector in rows}
 

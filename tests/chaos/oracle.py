@@ -11,7 +11,7 @@ import json
 import math
 import struct
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -44,11 +44,21 @@ class Verdict:
             self.examples.append(f"{kind}: {where} {detail}".rstrip())
 
 
-def judge(connection: psycopg.Connection[Any]) -> Verdict:
-    """Compare everything. `connection` is in autocommit mode, and nothing changes meanwhile."""
+def judge(
+    connection: psycopg.Connection[Any],
+    tables: Sequence[Table] = TABLES,
+    source_connection: psycopg.Connection[Any] | None = None,
+) -> Verdict:
+    """Compare everything. The connections are in autocommit mode, and nothing changes meanwhile.
+
+    Args:
+        connection: to the database of the indexes.
+        tables: what to compare.
+        source_connection: to the tables' database, if it is another one.
+    """
     verdict = Verdict()
-    for table in TABLES:
-        source = dict(_source(connection, table))
+    for table in tables:
+        source = dict(_source(source_connection or connection, table))
         versions = connection.execute(
             "SELECT v.store_name, v.model, v.state FROM sophia.index_versions v "
             "WHERE v.index_name = %s AND v.state <> 'retired' ORDER BY v.number",

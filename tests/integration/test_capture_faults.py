@@ -10,6 +10,7 @@ from psycopg.rows import TupleRow
 
 from sophia.capture import Binding, health
 from sophia.capture.health import capture_health
+from sophia.capture.replication import ReplicationConnection
 from sophia.catalog import Catalog
 from sophia.database import Database
 from sophia.errors import FencedError, SourceError, TemporaryError
@@ -127,6 +128,59 @@ def test_statement_timeout_of_our_own_database(
         assert isinstance(running.failed(), TemporaryError)
         assert "[4]" not in current(connection, "items")
     captures.start("public.items", url=database.url)
+    level(connection)
+
+
+def test_snapshot_that_went_with_its_connection_is_made_again(connection: Connection, captures: Captures) -> None:
+    """The sender that exported it ended between the making of the slot and the copy."""
+
+    def end_sender(name: str) -> None:
+        if name == "capture.generation_begun":
+            arm(None)
+            ended = connection.execute(
+                "SELECT pid FROM pg_stat_activity WHERE backend_type = 'walsender' AND datname = current_database()"
+            ).fetchall()
+            connection.execute(
+                "SELECT pg_terminate_backend(pid, 5000) FROM unnest(%s::int[]) pid", [[p for (p,) in ended]]
+            )
+
+    arm(end_sender)
+    running = captures.start("public.items", wait=False)
+    error = running.failed()
+    assert isinstance(error, TemporaryError)
+    captures.start("public.items")
+    level(connection)
+
+
+def test_slot_that_another_process_made_first_is_no_end(
+    connection: Connection, captures: Captures, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make = ReplicationConnection.create_slot
+
+    def late(self: ReplicationConnection, slot: str, *, temporary: bool) -> tuple[int, str]:
+        connection.execute("SELECT pg_create_logical_replication_slot(%s, 'pgoutput')", [slot])
+        return make(self, slot, temporary=temporary)
+
+    monkeypatch.setattr(ReplicationConnection, "create_slot", late)
+    assert isinstance(captures.fails("public.items"), TemporaryError)
+    monkeypatch.undo()
+    captures.start("public.items")
+    level(connection)
+
+
+def test_table_that_another_process_published_again_is_copied_again(connection: Connection, captures: Captures) -> None:
+    """A second capture mends the publication before the first one looks, and ends since the slot is in use."""
+    seldom = CaptureSettings(status_seconds=0.2, catalog_check_seconds=1.5)
+    captures.start("public.items", settings=seldom)
+    connection.execute("INSERT INTO items VALUES (4, 'before')")
+    level(connection)
+    with connection.transaction():
+        connection.execute("ALTER PUBLICATION test_publication DROP TABLE items")
+        connection.execute("INSERT INTO items VALUES (5, 'in no stream')")
+    # What a second capture does before it finds the slot in use.
+    with connection.transaction():
+        connection.execute("UPDATE sophia.captured_tables SET complete = false, last_key = NULL")
+        connection.execute("ALTER PUBLICATION test_publication ADD TABLE items")
     level(connection)
 
 

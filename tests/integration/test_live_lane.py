@@ -71,19 +71,25 @@ def test_delete_of_a_hot_row_does_not_rest(library: Library) -> None:
 
 
 def test_live_lease_is_renewed_during_long_bulk_work(library: Library, run_loop: RunLoop) -> None:
-    for number in range(200):
-        library.put(number, bulk=True)
+    """A shard takes longer than the lease, and every forward pass a tenth of it."""
+    for number in range(240):
+        library.put(number, body=f"text {number}", bulk=True)
     first = threading.Event()
+    embed = library.embedder.embed
 
-    def slow(texts: Sequence[str]) -> None:
-        first.set()
-        time.sleep(0.02 * len(texts))
+    def slow(texts: Sequence[str], between: Callable[[], None] = lambda: None) -> Any:
+        for start in range(0, len(texts), 8):
+            if start:
+                between()
+            first.set()
+            time.sleep(0.15)
+        return embed(texts)
 
-    library.embedder.before = slow
-    run_loop(library.indexer(lease_seconds=0.4), wait=False)
+    library.embedder.embed = slow  # type: ignore[method-assign]
+    run_loop(library.indexer(lease_seconds=1.5), wait=False)
     assert first.wait(20)
     with library.database.connect("standby") as standby:
-        for _ in range(15):
+        for _ in range(22):
             assert Lease.try_take(standby, f"live/{library.version().id}", 10) is None
             time.sleep(0.1)
     library.level()

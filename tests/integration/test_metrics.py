@@ -160,6 +160,17 @@ def test_capture_tells_its_slot_and_the_time_to_the_inbox(captures: Captures, da
             assert value(client.get("/metrics").text, "sophia_slot_retained_bytes", source="test") > 0
 
 
+def test_a_source_that_is_away_is_not_taken_for_our_database(captures: Captures, database: Database) -> None:
+    away = captures.source("public.notes", url="postgresql://nobody@127.0.0.1:1/nothing")
+    metrics = CaptureMetrics(database, [away])
+    try:
+        text = metrics.text().decode()
+    finally:
+        metrics.close()
+    assert value(text, "sophia_source_up", source="test") == 0
+    assert value(text, "sophia_database_up") == 1
+
+
 def test_port_that_is_taken_is_named_with_its_setting(database: Database) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]

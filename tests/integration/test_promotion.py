@@ -13,11 +13,11 @@ from psycopg.rows import TupleRow
 
 from sophia import failpoints
 from sophia.catalog import Catalog
-from sophia.errors import BusyError, ConfigurationError, SophiaError
+from sophia.errors import BusyError, ConfigurationError, FencedError, SophiaError
 from sophia.indexing.promotion import BehindError, promote, retire, rollback, version_records
 from sophia.indexing.repair import repair_shard
 from sophia.indexing.search import search
-from sophia.indexing.versions import IndexVersion, active_versions, serving_version
+from sophia.indexing.versions import IndexVersion, active_versions, ensure_version, serving_version
 from sophia.retention import apply_retention
 from sophia.stores import PgvectorStore, store_of
 from tests.catalogs import changed, replaced
@@ -560,6 +560,37 @@ def test_retention_retires_what_stopped_serving_long_ago(shelf: Library) -> None
     assert states(shelf.connection) == {2: "serving"}
     with pytest.raises(SophiaError, match="no earlier version"):
         rollback(shelf.connection, "documents", store_of)
+
+
+def test_retention_goes_on_when_a_version_serves_again_meanwhile(
+    shelf: Library, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = serving_version(shelf.connection, "documents")
+    monkeypatch.setattr("sophia.retention.versions_over_time", lambda connection, days: [old.id])
+    assert apply_retention(shelf.connection, shelf.catalog.retention)["versions"] == 0
+    assert states(shelf.connection) == {1: "serving"}
+
+
+def test_rule_3_a_repair_that_slept_does_not_mark_shards_of_a_version_begun_anew(shelf: Library) -> None:
+    """It had compared its shard when the version was retired; the version is built again, and holds nothing yet."""
+    old = serving_version(shelf.connection, "documents")
+    promote(shelf.connection, built(shelf, shelf.with_index(template=NEW)), STORE)
+
+    def retired_and_begun_anew(name: str) -> None:
+        if name == "repair.before_done":
+            failpoints.arm(None)
+            with shelf.database.connect("another") as another:
+                retire(another, old, STORE)
+                STORE.ensure(another, ensure_version(another, shelf.catalog, shelf.index, "local"))
+
+    failpoints.arm(retired_and_begun_anew)
+    try:
+        with pytest.raises(FencedError):
+            repair_shard(shelf.connection, shelf.writer(old, lane="bulk"), 0, batch=100)
+    finally:
+        failpoints.arm(None)
+    positions = shelf.connection.execute("SELECT position FROM sophia.shards WHERE version_id = %s", [old.id])
+    assert {row[0] for row in positions} == {-1}
 
 
 # ---- deletes and late writes while a version is built -----------------------------------------------------------

@@ -555,3 +555,17 @@ def test_number_that_went_through_a_float_is_no_difference(library: Library) -> 
     assert library.compare().empty
     tamper(library, """UPDATE {t} SET metadata = metadata || '{{"kind": 1.2}}'""")
     assert library.compare().altered == ["[1]"]
+
+
+def test_rule_7_edited_vector_is_not_handed_on_to_a_row_of_the_same_text(library: Library) -> None:
+    library.put(1, body="shared text")
+    library.apply(1)
+    library.connection.execute(
+        "UPDATE indexes.documents_v1 SET embedding = (SELECT array_agg(0.05)::vector FROM generate_series(1, 384))"
+    )
+    library.embedder.texts.clear()
+    library.put(2, body="shared text")
+    library.apply(2)
+    assert len(library.embedder.texts) == 1
+    library.repair(deep=True)
+    assert library.faults() == []

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import pytest
 
 from sophia.errors import SophiaError
+from sophia.indexing.repair import finish_load
 from sophia.indexing.search import search
 from sophia.indexing.versions import IndexVersion
 from sophia.stores import Hit
+from tests.embedders import hash_vector
 from tests.integration.library import Library
 
 
@@ -63,14 +68,91 @@ def test_null_and_absent_metadata_can_be_filtered_for(shelf: Library) -> None:
 
 def test_filter_finds_enough_behind_the_nearest_neighbour_index(library: Library) -> None:
     """A selective filter must not be starved by the graph's candidates."""
-    from sophia.indexing.repair import finish_load
-
     for number in range(400):
         library.put(number, body=f"text {number}", module="rare" if number % 100 == 0 else "common")
     library.repair()
     finish_load(library.connection, library.writer())
     library.connection.execute("SET enable_seqscan = off")
     assert len(find(library, "anything", k=4, filters={"module": "rare"})) == 4
+
+
+@contextmanager
+def graph_that_misses(library: Library) -> Iterator[None]:
+    """What is written meanwhile is not in the nearest-neighbour index, which is used as if nothing were wrong."""
+    ready = "UPDATE pg_index SET indisready = %s WHERE indexrelid = 'indexes.documents_v1_hnsw'::regclass"
+    library.connection.execute(ready, [False])
+    yield
+    library.connection.execute(ready, [True])
+
+
+def write(library: Library, numbers: range, module: str = "common") -> None:
+    for number in numbers:
+        library.put(number, "", f"text {number}", module=module)
+    library.apply(*numbers)
+
+
+def in_graph(library: Library, text: str, k: int) -> set[str]:
+    """What the nearest-neighbour index alone has for a text."""
+    with library.connection.transaction():
+        library.connection.execute("SET LOCAL enable_seqscan = off; SET LOCAL hnsw.ef_search = 400")
+        rows = library.connection.execute(
+            "SELECT key FROM indexes.documents_v1 ORDER BY embedding <=> %s::real[]::vector LIMIT %s",
+            [hash_vector(text).tolist(), k],
+        ).fetchall()
+    return {row[0] for row in rows}
+
+
+def test_row_that_the_graph_misses_is_found_while_it_is_new(library: Library) -> None:
+    """A graph may have no way to a row that is far from all others; what was just written is found all the same."""
+    library.version()
+    write(library, range(600))
+    library.repair()
+    finish_load(library.connection, library.writer())
+    with graph_that_misses(library):
+        write(library, range(600, 601))
+    assert "[600]" not in in_graph(library, "text 600", 400)
+    assert [hit.key for hit in find(library, "text 600", k=1)] == ["[600]"]
+    hits = find(library, "text 600", k=5)
+    assert len({hit.key for hit in hits}) == 5
+    assert hits[0].score == pytest.approx(1, abs=1e-5)
+
+
+def test_selective_filter_finds_all_its_neighbours(library: Library) -> None:
+    """What a filter passes is read and sorted where it is little: recall is 1, whatever the graph has."""
+    library.version()
+    write(library, range(300))
+    library.repair()
+    finish_load(library.connection, library.writer())
+    with graph_that_misses(library):
+        write(library, range(300, 340), "rare")
+    write(library, range(340, 850))
+    assert not in_graph(library, "text 320", 400) & {f"[{number}]" for number in range(300, 340)}
+    for text in ("text 320", "anything", "text 5"):
+        near = {number: float(np.dot(hash_vector(text), hash_vector(f"text {number}"))) for number in range(300, 340)}
+        best = sorted(near, key=lambda number: -near[number])
+        for k in (1, 10, 40):
+            found = [hit.key for hit in find(library, text, k=k, filters={"module": "rare"})]
+            assert found == [f"[{number}]" for number in best[:k]]
+
+
+@pytest.mark.parametrize("indexed_first", [True, False])
+def test_metadata_value_of_any_length_is_stored_and_filtered_for(library: Library, indexed_first: bool) -> None:
+    """Longer than an entry of an index may be, and with nothing to compress."""
+    letters = np.random.default_rng(3).integers(0x4E00, 0x9FFF, 10_000)
+    long = "".join(map(chr, letters))
+    library.version()
+    write(library, range(3))
+    library.repair()
+    if indexed_first:
+        finish_load(library.connection, library.writer())
+    library.put(10, module=long + "x")
+    library.put(11, module=long + "y")
+    library.apply(10, 11)
+    finish_load(library.connection, library.writer())
+    assert library.faults() == []
+    assert [hit.key for hit in find(library, "x", filters={"module": long + "x"})] == ["[10]"]
+    assert [hit.key for hit in find(library, "x", filters={"module": long + "y"}, hybrid=True)] == ["[11]"]
+    assert find(library, "x", filters={"module": long}) == []
 
 
 def test_hybrid_search_finds_words_that_vectors_miss(shelf: Library) -> None:

@@ -133,6 +133,12 @@ def test_parse_key_reads_what_a_person_types(text: str, key: str) -> None:
     assert parse_key(text) == key
 
 
+@pytest.mark.parametrize("text", ["NaN", "null", '{"a": 1}', "[1, [2]]", '"\\ud800"', "caf\udce9"])
+def test_parse_key_refuses_what_no_row_can_be_keyed_by(text: str) -> None:
+    with pytest.raises(DocumentError, match="key"):
+        parse_key(text)
+
+
 def test_key_of_follows_the_order_of_the_fields() -> None:
     row = {"b": 2, "a": 1, "c": None}
     assert key_of(row, ["a", "b"]) == "[1,2]"

@@ -35,14 +35,19 @@ DEFAULTS = {
         "bulk_transaction": 1000,
         "status_seconds": 5.0,
         "catalog_check_seconds": 10.0,
+        "metrics_port": 0,
+        "metrics_host": "127.0.0.1",
     },
     "indexer": {
-        "live_documents": 64,
-        "bulk_documents": 256,
-        "bulk_tokens": 512,
+        "live_documents": 512,
+        "bulk_documents": 2000,
+        "beside_tokens": 96,
         "lease_seconds": 10.0,
         "poll_seconds": 1.0,
+        "scan_hours": 24.0,
         "max_text_bytes": 1_000_000,
+        "metrics_port": 0,
+        "metrics_host": "127.0.0.1",
     },
     "console": {"host": "127.0.0.1", "port": 8010},
 }
@@ -111,6 +116,16 @@ def test_misspelt_variable_is_named_with_a_suggestion(
     monkeypatch.setenv(written, "1")
     with pytest.raises(SettingsError, match=f"{written}: is not a setting; did you mean {meant}"):
         load_settings()
+
+
+@pytest.mark.parametrize("value", ["-1", "nan", "inf"])
+def test_times_are_finite_and_not_negative(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    monkeypatch.setenv("SOPHIA_INDEXER__SCAN_HOURS", value)
+    monkeypatch.setenv("SOPHIA_CAPTURE__STATUS_SECONDS", value)
+    with pytest.raises(SettingsError) as error:
+        load_settings()
+    assert "SOPHIA_INDEXER__SCAN_HOURS" in str(error.value)
+    assert "SOPHIA_CAPTURE__STATUS_SECONDS" in str(error.value)
 
 
 def test_a_variable_that_the_catalog_names_is_no_misspelling(monkeypatch: pytest.MonkeyPatch) -> None:

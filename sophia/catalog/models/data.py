@@ -11,6 +11,8 @@ from sophia.catalog.models.base import Column, Entry, EnvName, Frozen, Owner, Pe
 
 StoreKind = Literal["pgvector", "weaviate", "pinecone"]
 Precision = Literal["exact", "fast", "int8"]
+# PostgreSQL cuts names off at 63 bytes, and `<name>_v<number>_field<number>` must stay whole.
+LONGEST_INDEX_NAME = 48
 
 
 class DataEntry(Entry):
@@ -35,7 +37,8 @@ class Source(DataEntry):
     )
     slot: str = Field(
         default="sophia_slot",
-        pattern=r"^[a-z_][a-z0-9_]{0,62}$",
+        # Temporary slots have its name with an ending; PostgreSQL cuts names off at 63 bytes.
+        pattern=r"^[a-z_][a-z0-9_]{0,49}$",
         description="PostgreSQL replication slot; its life is the source's generation.",
     )
 
@@ -174,6 +177,16 @@ class Index(DataEntry):
             columns += 1
         if columns == 0:
             raise ValueError("needs at least one {column}")
+        return value
+
+    @field_validator("name")
+    @classmethod
+    def _leaves_room(cls, value: str) -> str:
+        if len(value) > LONGEST_INDEX_NAME:
+            raise ValueError(
+                f"has {len(value)} characters; at most {LONGEST_INDEX_NAME}, since the tables of its versions and "
+                "their indexes are named after it"
+            )
         return value
 
     @field_validator("shards")

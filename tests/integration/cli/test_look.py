@@ -70,9 +70,12 @@ def test_search_finds_filters_and_limits(sophia_command: Sophia) -> None:
     [
         (("search", "documnets", "x"), 1, "documnets"),
         (("search", "documents", "x", "--filter", "kind"), 1, "FIELD=VALUE"),
+        (("search", "documents", "x", "--filter", "kind=NaN"), 1, "a value cannot be used"),
+        (("search", "documents", "x", "--filter", 'kind="\\u0000"'), 1, "a value cannot be used"),
         (("search", "documents"), 2, "text"),
         (("verify", "nothing"), 1, "there are: documents"),
         (("why", "documents", "99"), 1, "has never seen key [99]"),
+        (("why", "documents", '"\\ud800"'), 1, "half a surrogate pair"),
         (("why", "nothing", "1"), 1, "there are: documents"),
     ],
 )

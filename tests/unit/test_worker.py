@@ -1,0 +1,56 @@
+"""The loop that runs loops: tries again after temporary faults, and pauses longer only for faults in a row."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from sophia.errors import ConfigurationError, TemporaryError
+from sophia.services.worker import FIRST_DELAY_SECONDS, Loop, keep_running
+
+
+class Stop(threading.Event):
+    """Notes the pauses instead of making them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pauses: list[float] = []
+
+    def wait(self, timeout: float | None = None) -> bool:
+        self.pauses.append(timeout or 0.0)
+        return self.is_set()
+
+
+def pauses(works: list[bool]) -> list[float]:
+    """The pauses after faults, each of which came before (False) or after (True) the loop had become ready."""
+    stop, ready, left = Stop(), threading.Event(), list(works)
+
+    def run(_stop: threading.Event) -> None:
+        if not left:
+            return
+        if left.pop(0):
+            ready.set()
+        raise TemporaryError("away")
+
+    keep_running(Loop("test", run, ready), stop)
+    assert not ready.is_set()
+    return stop.pauses
+
+
+def test_pauses_grow_while_the_loop_does_not_get_to_work() -> None:
+    first = FIRST_DELAY_SECONDS
+    assert pauses([False, False, False, False]) == [first, 2 * first, 4 * first, 8 * first]
+
+
+def test_a_loop_that_worked_again_begins_with_the_shortest_pause() -> None:
+    first = FIRST_DELAY_SECONDS
+    assert pauses([True, False, False, True, False, True]) == [first, 2 * first, 4 * first, first, 2 * first, first]
+
+
+def test_what_a_person_must_mend_ends_the_loop() -> None:
+    def run(_stop: threading.Event) -> None:
+        raise ConfigurationError("mend it")
+
+    with pytest.raises(ConfigurationError, match="mend it"):
+        keep_running(Loop("test", run, threading.Event()), Stop())
