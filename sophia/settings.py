@@ -105,7 +105,7 @@ class Settings(BaseSettings):
     )
     catalog: Path | None = Field(None, description="Catalog folder; the repository's deploy/catalog if unset.")
     database_url: SecretStr | None = Field(
-        None, description="PostgreSQL >= 14 with pgvector. Unset: the embedded server under SOPHIA_HOME."
+        None, description="PostgreSQL >= 14 with pgvector >= 0.8. Unset: the embedded server under SOPHIA_HOME."
     )
     dagster_postgres_url: SecretStr | None = Field(
         None, description="Dagster's own storage; a database `dagster` beside Sophia's if unset."

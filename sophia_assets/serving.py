@@ -48,7 +48,7 @@ def build_candidate(catalog: Catalog, index: Index, profile: Profile) -> dg.Asse
 
         with database.connect() as connection:
             version = _candidate(connection, catalog, index, profile)
-            status = next(s for s in index_status(connection) if s.fingerprint == version.fingerprint)
+            status = index_status(connection, [version.id])[0]
         return dg.MaterializeResult(
             data_version=dg.DataVersion(version.fingerprint),
             metadata={

@@ -152,21 +152,19 @@ def versions(
         return
     show_table(
         f"versions of {index}",
-        ["version", "state", "model", "dimension", "position", "documents", "promoted", "superseded"],
+        ["", "state", "since", "model", "position", "documents"],
         [
             (
                 f"v{r.version}",
                 r.state,
-                r.model,
-                r.dimension,
+                _minute(r.superseded_at or r.promoted_at or r.created_at),
+                f"{r.model} ({r.dimension})",
                 r.position,
                 r.documents,
-                _minute(r.promoted_at),
-                _minute(r.superseded_at),
             )
             for r in found
         ],
-        right=["dimension", "position", "documents"],
+        right=["position", "documents"],
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
@@ -17,6 +18,7 @@ from sophia.settings import Settings
 
 DATABASE_NAME = "sophia"
 MINIMUM_SERVER_VERSION = 140000
+MINIMUM_VECTOR = "0.8"
 
 
 class Database:
@@ -120,8 +122,28 @@ def _check_server(database: Database) -> None:
             raise ConfigurationError(
                 f"PostgreSQL {connection.info.parameter_status('server_version')} is too old; 14 or newer is needed"
             )
-        row = connection.execute("SELECT 1 FROM pg_available_extensions WHERE name = 'vector'").fetchone()
-        if row is None:
-            raise ConfigurationError(
-                f"{database.shown} has no pgvector; install the extension `vector` (>= 0.7) on that server"
-            )
+        row = connection.execute(
+            "SELECT default_version, installed_version FROM pg_available_extensions WHERE name = 'vector'"
+        ).fetchone()
+        if fault := vector_fault(row[0] if row else None, row[1] if row else None):
+            raise ConfigurationError(f"{database.shown} {fault}")
+
+
+def vector_fault(available: str | None, installed: str | None) -> str | None:
+    """Why a server's pgvector will not do, with the fix, or None. Searches behind filters need its iterative scans.
+
+    Args:
+        available: the version that the server would install; None if it has no pgvector.
+        installed: the version that the database has; None before the first migration.
+    """
+    if available is None:
+        return f"has no pgvector; install the extension `vector` (>= {MINIMUM_VECTOR}) on that server"
+    if _numbers(available) < _numbers(MINIMUM_VECTOR):
+        return f"has pgvector {available}; install {MINIMUM_VECTOR} or newer on that server"
+    if installed is not None and _numbers(installed) < _numbers(MINIMUM_VECTOR):
+        return f"still has pgvector {installed}; run `ALTER EXTENSION vector UPDATE` there"
+    return None
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", version))

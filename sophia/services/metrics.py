@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -27,7 +26,7 @@ from sophia import sql
 from sophia.capture import CaptureSource
 from sophia.capture.source import inspect_slot
 from sophia.database.connect import Database, connect
-from sophia.errors import ConfigurationError, SophiaError
+from sophia.errors import SophiaError
 from sophia.indexing.status import (
     IndexProgress,
     IndexStatus,
@@ -38,6 +37,7 @@ from sophia.indexing.status import (
 )
 from sophia.indexing.versions import IndexVersion
 from sophia.indexing.writer import Figures
+from sophia.services.listening import listen
 from sophia.services.worker import Loop
 
 logger = logging.getLogger("sophia.metrics")
@@ -290,7 +290,7 @@ def exposed(metrics: ProcessMetrics, host: str, port: int, loops: Sequence[Loop]
     if port == 0:
         yield
         return
-    listener = _listen(host, port, variable)
+    listener = listen(host, port, variable)
     config = uvicorn.Config(_application(metrics, loops), log_level="warning", access_log=False, server_header=False)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, args=([listener],), name="metrics", daemon=True)
@@ -320,14 +320,6 @@ def _application(metrics: ProcessMetrics, loops: Sequence[Loop]) -> Starlette:
     return Starlette(
         routes=[Route("/metrics", exposition), Route("/health", health), Route("/ready", readiness)],
     )
-
-
-def _listen(host: str, port: int, variable: str) -> socket.socket:
-    try:
-        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        return socket.create_server(address[:2], family=family)
-    except OSError as error:
-        raise ConfigurationError(f"cannot listen on {host}:{port}: {error}; choose another with {variable}") from error
 
 
 def _limited(connection: Connection) -> Connection:

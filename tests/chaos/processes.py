@@ -64,6 +64,9 @@ class Server:
             except psycopg.OperationalError:
                 if time.monotonic() > deadline:
                     raise
+                # As Sophia's own processes do: one that was killed a moment ago may have been taken for alive.
+                with contextlib.suppress(TemporaryError):
+                    self._postgres.ensure_running()
                 time.sleep(0.05)
 
     def kill(self) -> None:

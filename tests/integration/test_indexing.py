@@ -147,6 +147,8 @@ def test_view_has_the_documented_columns(library: Library) -> None:
         ("txid", "int8"),
         ("committed_at", "timestamptz"),
         ("run", "text"),
+        ("fingerprint", "text"),
+        ("version", "int4"),
     ]
 
 

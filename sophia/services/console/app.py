@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import socket
 from collections.abc import AsyncIterator
 from threading import Event
 from typing import Any
@@ -35,6 +36,7 @@ from sophia.services.console.feed import Feed
 from sophia.services.console.metrics import Metrics, RequestTimer
 from sophia.services.console.models import LoadEmbedder, QueryModels
 from sophia.services.console.page import PageFiles, SecurityHeaders
+from sophia.services.listening import listen
 from sophia.settings import Settings
 
 logger = logging.getLogger("sophia.console")
@@ -130,12 +132,15 @@ def serve(
     *,
     load: LoadEmbedder = load_embedder,
 ) -> None:
-    """Serve the console on the configured address until a signal comes, or until `stop_event` is set."""
+    """Serve the console on the configured address until a signal comes, or until `stop_event` is set.
+
+    Raises:
+        ConfigurationError: the address cannot be listened on.
+    """
+    listener = listen(settings.console.host, settings.console.port, "SOPHIA_CONSOLE__PORT")
     app = create_app(settings, database, catalog, load=load)
     config = uvicorn.Config(
         app,
-        host=settings.console.host,
-        port=settings.console.port,
         log_level="warning",
         access_log=False,
         server_header=False,
@@ -145,11 +150,11 @@ def serve(
         logger.warning("the console listens on %s without authentication", settings.console.host)
     # Uvicorn raises Ctrl-C again once it has shut down in order.
     with contextlib.suppress(KeyboardInterrupt):
-        asyncio.run(_serve(uvicorn.Server(config), app.state.feed, stop_event))
+        asyncio.run(_serve(uvicorn.Server(config), listener, app.state.feed, stop_event))
 
 
-async def _serve(server: uvicorn.Server, feed: Feed, stop_event: Event | None) -> None:
-    serving = asyncio.create_task(server.serve())
+async def _serve(server: uvicorn.Server, listener: socket.socket, feed: Feed, stop_event: Event | None) -> None:
+    serving = asyncio.create_task(server.serve(sockets=[listener]))
     while not serving.done():
         await asyncio.wait({serving}, timeout=0.1)
         if stop_event is not None and stop_event.is_set():

@@ -74,6 +74,15 @@ def test_shards_are_powers_of_two(shards: int) -> None:
             Index.model_validate({**INDEX, "shards": shards})
 
 
+def test_names_leave_room_for_those_made_of_them() -> None:
+    assert Index.model_validate({**INDEX, "name": "n" * 48})
+    with pytest.raises(ValidationError, match="has 49 characters; at most 48"):
+        Index.model_validate({**INDEX, "name": "n" * 49})
+    for name in ("Memory", "memory-2", 'memory"'):
+        with pytest.raises(ValidationError, match="pattern"):
+            Index.model_validate({**INDEX, "name": name})
+
+
 @given(st.text(alphabet="{}ab!:.0[] ", max_size=12))
 def test_a_template_that_validates_formats_from_its_columns_alone(template: str) -> None:
     try:
