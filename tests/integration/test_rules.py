@@ -34,7 +34,7 @@ from sophia.indexing import indexer as indexer_module
 from sophia.indexing.indexer import Indexer
 from sophia.indexing.repair import repair_shard
 from sophia.indexing.scan import Scanner
-from sophia.indexing.versions import active_versions
+from sophia.indexing.versions import IndexVersion, active_versions
 from sophia.indexing.writer import Writer
 from sophia.settings import CaptureSettings, Settings
 from sophia.stores import PgvectorStore
@@ -470,6 +470,38 @@ def test_rule_3_indexer_that_slept_writes_nothing_when_it_wakes_up(way: Way) -> 
     assert (way.clocks(), batches(way), epochs(way)) == before, "it wrote, or took the lease back"
 
 
+def test_rule_3_repair_that_slept_brings_nothing_old_back(way: Way) -> None:
+    """Two rows are gone from the store; while they are embedded again, one changes and the other is deleted."""
+    way.begin(NOTES)
+    way.connection.execute("DELETE FROM indexes.notes_v1 WHERE key IN ('[1]', '[2]')")
+    asleep, wake = threading.Event(), threading.Event()
+    errors: list[BaseException] = []
+
+    def sleep(texts: Sequence[str]) -> None:
+        asleep.set()
+        assert wake.wait(60)
+
+    def repair() -> None:
+        try:
+            with way.database.connect("repair") as other:
+                embedder = CountingEmbedder()
+                embedder.before = sleep
+                for shard in range(2):
+                    repair_shard(other, repairer(active_versions(other)[0], embedder), shard, batch=10, deep=True)
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=repair)
+    thread.start()
+    assert asleep.wait(20)
+    way.do("UPDATE app.notes SET body = 'newer' WHERE id = 1; DELETE FROM app.notes WHERE id = 2")
+    way.level()
+    wake.set()
+    thread.join(60)
+    assert errors == []
+    way.exact()
+
+
 def test_rule_3_two_indexers_beside_deep_repairs(way: Way) -> None:
     way.begin(NOTES, ARTICLES)
     way.indexer()
@@ -481,12 +513,9 @@ def test_rule_3_two_indexers_beside_deep_repairs(way: Way) -> None:
             with way.database.connect("repair") as other:
                 while not stop.is_set():
                     for version in active_versions(other):
-                        writer = Writer(
-                            version, PgvectorStore(), ChaosEmbedder(MODEL), 1_000_000, run="repair", lane="bulk"
-                        )
                         for shard in range(2):
                             with contextlib.suppress(TemporaryError):
-                                repair_shard(other, writer, shard, batch=3, deep=True)
+                                repair_shard(other, repairer(version), shard, batch=3, deep=True)
         except BaseException as error:
             errors.append(error)
 
@@ -749,7 +778,12 @@ def test_rule_8_replay_reads_the_row_from_its_source(way: Way) -> None:
     assert way.embedded == []
 
 
-# ---- what the tests look at --------------------------------------------------------------------------------
+# ---- what the tests need ------------------------------------------------------------------------------------
+
+
+def repairer(version: IndexVersion, embedder: ChaosEmbedder | None = None) -> Writer:
+    """What a repair run writes with."""
+    return Writer(version, PgvectorStore(), embedder or ChaosEmbedder(MODEL), 1_000_000, run="repair", lane="bulk")
 
 
 def die_at(point: str, hits: int = 1) -> None:
