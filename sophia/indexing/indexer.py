@@ -42,7 +42,6 @@ from sophia.stores import store_of
 logger = logging.getLogger("sophia.indexer")
 Connection = psycopg.Connection[TupleRow]
 Q = sql.load("indexing")
-Cursor = psycopg.Cursor[TupleRow]
 # What a live micro-batch may take: a change that comes in meanwhile waits for it.
 LIVE_SECONDS = 0.05
 # What a bulk transaction may take while live changes come in.
@@ -59,6 +58,7 @@ class _Lane:
     Attributes:
         read: position up to which documents were read. The stored position follows when they are applied.
         held: rows that were read and rest, with their positions; the stored position stays before the first of them.
+        compared: position of the newest bulk document up to which no shard is left to compare.
     """
 
     def __init__(
@@ -67,6 +67,7 @@ class _Lane:
         self.version = version
         self.read = version.position
         self.held: dict[Key, int] = {}
+        self.compared = -1
         self.hot = HotRows()
         # Of whole batches, with the embedding.
         self.pace = Pace()
@@ -86,6 +87,7 @@ class _Lane:
         """Start at the stored position, which another indexer may have moved."""
         self.lease = lease
         self.read = position
+        self.compared = -1
         self.held.clear()
 
     @property
@@ -100,8 +102,11 @@ class _Lane:
             del self.held[key]
         return keys
 
-    def choose(self, rows: Sequence[Row], again: Sequence[Row], now: float) -> tuple[list[Row], int]:
-        """Of the rows just read and those whose rest is over: which to apply, and the position that this reaches."""
+    def choose(self, rows: Sequence[Row], again: Sequence[Row], reached: int, now: float) -> tuple[list[Row], int]:
+        """Of the rows just read and those whose rest is over: which to apply, and the position that this completes.
+
+        `reached` is the position up to which all rows were read.
+        """
         ready = list(again)
         for row in rows:
             # Deletes cost nothing and must show at once.
@@ -110,7 +115,7 @@ class _Lane:
                 ready.append(row)
             else:
                 self.held[row.key] = row.position
-        self.read = max(self.read, rows[-1].position) if rows else self.read
+        self.read = max(self.read, reached)
         self.hot.take((row.key for row in ready if not row.deleted), now)
         return ready, min([self.read, *(position - 1 for position in self.held.values())])
 
@@ -142,6 +147,7 @@ class Indexer:
         self._next_reload = 0.0
         self._run = ""
         self._refused: set[int] = set()
+        self._heads: dict[int, tuple[int, int]] = {}
         self._live_at = -LIVE_MEMORY_SECONDS
         self._builder = IndexBuilder(database)
         self.ready = Event()
@@ -229,31 +235,38 @@ class Indexer:
 
     def _live_pass(self, connection: Connection) -> bool:
         """Take one micro-batch of each version. Returns whether there was any work."""
-        lanes = [lane for lane in self._lanes if lane.lease is not None]
-        with connection.pipeline():
-            answers = [self._ask(connection, lane) for lane in lanes]
+        # Read before the documents: all of them up to here are visible to the queries below.
+        self._heads = {row[0]: (row[1], row[2]) for row in connection.execute(Q["heads"], prepare=True)}
+        now = time.monotonic()
+        lanes = [
+            lane
+            for lane in self._lanes
+            if lane.lease is not None and (lane.read < self._head(lane)[0] or (lane.next_due or now + 1) <= now)
+        ]
         worked = False
-        for lane, (new, rested) in zip(lanes, answers, strict=True):
-            rows = [Row.read(row) for row in new]
-            again = [Row.read(row) for row in rested] if rested is not None else []
-            if rows or again:
-                worked |= self._take(connection, lane, rows, again)
+        for lane in lanes:
+            worked |= self._take(connection, lane)
         return worked
 
-    def _ask(self, connection: Connection, lane: _Lane) -> tuple[Cursor, Cursor | None]:
-        """What is new for a lane, and its rows whose rest is over."""
+    def _head(self, lane: _Lane) -> tuple[int, int]:
+        """Positions of the newest document of a lane's collection, and of the newest that came in bulk."""
+        return self._heads[lane.version.collection_id]
+
+    def _take(self, connection: Connection, lane: _Lane) -> bool:
+        """Apply what is new for a lane, and its rows whose rest is over. Returns whether there was any."""
+        began = time.monotonic()
         params = {"version_id": lane.version.id, "collection_id": lane.version.collection_id}
         limit = lane.pace.size(self._settings.indexer.live_documents)
+        due = lane.rested(began)
         # Not prepared: a plan from when the tables were empty reads all of them, and costs more than planning anew.
-        new = connection.execute(Q["live"], params | {"position": lane.read, "limit": limit}, prepare=False)
-        due = lane.rested(time.monotonic())
-        rested = connection.execute(Q["by_keys"], params | {"keys": due}, prepare=False) if due else None
-        return new, rested
-
-    def _take(self, connection: Connection, lane: _Lane, rows: Sequence[Row], again: Sequence[Row]) -> bool:
-        began = time.monotonic()
+        with connection.pipeline():
+            new = connection.execute(Q["live"], params | {"position": lane.read, "limit": limit}, prepare=False)
+            rested = connection.execute(Q["by_keys"], params | {"keys": due}, prepare=False) if due else None
+        rows = [Row.read(row) for row in new]
         fresh = {row.key for row in rows}
-        ready, position = lane.choose(rows, [row for row in again if row.key not in fresh], began)
+        again = [row for row in map(Row.read, rested or ()) if row.key not in fresh]
+        reached = self._head(lane)[0] if len(rows) < limit else rows[-1].position
+        ready, position = lane.choose(rows, again, reached, began)
         if not ready:
             return False
         try:
@@ -272,7 +285,12 @@ class Indexer:
         for lane in self._lanes:
             if lane.lease is None:
                 continue
+            bulk = self._head(lane)[1]
+            if lane.compared >= bulk:
+                continue
             shards = connection.execute(Q["stale_shards"], {"version_id": lane.version.id}, prepare=True).fetchall()
+            if not shards:
+                lane.compared = bulk
             for (shard,) in shards:
                 try:
                     figures = repair_shard(

@@ -23,6 +23,10 @@ WHERE name = %(name)s AND epoch = %(epoch)s
 -- The row stays: were an epoch to come again, a former holder that slept meanwhile would pass for the present one.
 UPDATE sophia.leases SET expires_at = '-infinity', backend = 0 WHERE name = %(name)s AND epoch = %(epoch)s
 
+-- name: heads
+-- How far every collection is, so that nobody looks for documents where nothing is new.
+SELECT id, position, GREATEST(bulk_position, 0) FROM sophia.collections
+
 -- name: live
 -- What the live lane has not taken yet, oldest first, with what the ledger holds of it.
 SELECT d.key, d.bucket, d.position, d.clock, d.deleted, d.missing, d.body, d.lsn::text, d.txid, d.committed_at,

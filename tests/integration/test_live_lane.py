@@ -47,26 +47,26 @@ def test_position_stays_before_a_resting_row(library: Library) -> None:
     library.put(1)
     library.put(2)
     rows = library.rows(1, 2)
-    ready, position = lane.choose(rows, [], 10.0)
+    ready, position = lane.choose(rows, [], 2, 10.0)
     assert ([row.key for row in ready], position) == (["[1]", "[2]"], 2)
     library.put(1, body="again")
     library.put(3)
-    ready, position = lane.choose(library.rows(1, 3), [], 10.001)
+    ready, position = lane.choose(library.rows(1, 3), [], 4, 10.001)
     assert ([row.key for row in ready], position) == (["[3]"], 2), "row 1 rests at position 3"
     assert lane.rested(10.002) == []
     assert lane.rested(11.0) == ["[1]"]
-    ready, position = lane.choose([], library.rows(1), 11.0)
+    ready, position = lane.choose([], library.rows(1), 4, 11.0)
     assert ([row.key for row in ready], position) == (["[1]"], 4)
 
 
 def test_delete_of_a_hot_row_does_not_rest(library: Library) -> None:
     lane = lane_of(library)
     library.put(1)
-    lane.choose(library.rows(1), [], 10.0)
+    lane.choose(library.rows(1), [], 1, 10.0)
     library.put(1, body="again")
-    assert lane.choose(library.rows(1), [], 10.001)[0] == []
+    assert lane.choose(library.rows(1), [], 2, 10.001)[0] == []
     library.delete(1)
-    ready, position = lane.choose(library.rows(1), [], 10.002)
+    ready, position = lane.choose(library.rows(1), [], 3, 10.002)
     assert ([row.deleted for row in ready], position) == ([True], 3)
 
 
