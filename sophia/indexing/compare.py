@@ -125,7 +125,7 @@ def compare_here(connection: Connection, version: IndexVersion, store: Store, sc
             "buckets_per_shard": BUCKETS // index.shards,
         }
         | scope.parameters,
-        prepare=True,
+        prepare=False,
     )
     for key, state, deleted, contents, vectors, clock, document_clock, gone, metadata, settled in rows:
         found.compared += 1

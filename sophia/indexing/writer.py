@@ -32,7 +32,7 @@ from sophia.indexing.pace import Pace
 from sophia.indexing.text import Chunk, Texts
 from sophia.indexing.versions import IndexVersion
 from sophia.stores import ChunkWrite, DocumentWrite, Store
-from sophia.stores.base import vector_hash
+from sophia.stores.base import PREPARED_ROWS, vector_hash
 
 logger = logging.getLogger("sophia.indexing")
 Connection = psycopg.Connection[TupleRow]
@@ -204,7 +204,9 @@ class Writer:
         kept = [write.key for write in ordered if any(chunk.vector is None for chunk in write.chunks)]
         with connection.pipeline(), connection.transaction():
             held = lease.check(connection) if lease is not None else None
-            found = connection.execute(Q["ledger_clocks"], {"version_id": self.version.id, "keys": kept}, prepare=True)
+            found = connection.execute(
+                Q["ledger_clocks"], {"version_id": self.version.id, "keys": kept}, prepare=len(kept) <= PREPARED_ROWS
+            )
             if held is not None:
                 held()
             if kept and not _unmoved(rows, kept, found):
@@ -347,7 +349,7 @@ class Writer:
                 "content_hashes": [_byte_array([c.content_hash for c in w.chunks]) for w in writes],
                 "vector_hashes": [_byte_array([c.vector_hash for c in w.chunks]) for w in writes],
             },
-            prepare=True,
+            prepare=len(writes) <= PREPARED_ROWS,
         )
 
     def _write_dead_letters(
@@ -360,7 +362,7 @@ class Writer:
                 "keys": [w.key for w in writes if not w.parked],
                 "version_id": self.version.id,
             },
-            prepare=True,
+            prepare=len(writes) <= PREPARED_ROWS,
         )
         clocks = {w.key: w.clock for w in writes}
         for key, reason in faults.items():

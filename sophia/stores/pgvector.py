@@ -27,6 +27,7 @@ from sophia.errors import ConfigurationError, FencedError
 from sophia.indexing.versions import IndexVersion
 from sophia.stores import views
 from sophia.stores.base import (
+    PREPARED_ROWS,
     ChunkOrigin,
     ChunkWrite,
     Connection,
@@ -161,6 +162,7 @@ class PgvectorStore:
     ) -> None:
         """Store a batch; see `Store.write`."""
         _know_vectors(connection)
+        prepare = len(writes) <= PREPARED_ROWS
         connection.execute(
             _query("delete_surplus", version),
             {
@@ -169,7 +171,7 @@ class PgvectorStore:
                 "clocks": [w.clock.literal for w in writes],
                 "counts": [0 if replace else len(w.chunks) for w in writes],
             },
-            prepare=True,
+            prepare=prepare,
         )
         pairs = [(write, chunk) for write in writes for chunk in write.chunks]
         fresh = [(w, c) for w, c in pairs if c.vector is not None]
@@ -185,10 +187,10 @@ class PgvectorStore:
                     "hashes": [c.content_hash for _, c in fresh],
                     "vectors": VectorArray([c.vector for _, c in fresh if c.vector is not None]),
                 },
-                prepare=True,
+                prepare=prepare,
             )
         if kept:
-            connection.execute(_query("refresh", version), _shared(version, kept, run), prepare=True)
+            connection.execute(_query("refresh", version), _shared(version, kept, run), prepare=prepare)
 
     def discard(self, connection: Connection, version: IndexVersion, keys: Sequence[str]) -> None:
         """Remove what the ledger does not hold as live; see `Store.discard`."""
@@ -201,7 +203,10 @@ class PgvectorStore:
         _know_vectors(connection)
         with _unless_retired(version):
             rows = connection.execute(
-                _query("vectors", version), {"version_id": version.id, "hashes": list(hashes)}, binary=True
+                _query("vectors", version),
+                {"version_id": version.id, "hashes": list(hashes)},
+                prepare=len(hashes) <= PREPARED_ROWS,
+                binary=True,
             ).fetchall()
         return {bytes(key): _array(vector) for key, vector in rows}
 
@@ -216,7 +221,7 @@ class PgvectorStore:
         """What is really there, hashes computed by the server; see `Store.inventory`."""
         query = _query("inventory" if scope.keys is None else "inventory_of_keys", version)
         with _unless_retired(version):
-            rows = connection.execute(query, scope.parameters, prepare=True)
+            rows = connection.execute(query, scope.parameters, prepare=False)
         for key, ids, declared, read, vectors, metadata, oldest, newest in rows:
             yield StoredDocument(
                 Key(key),
