@@ -24,8 +24,8 @@ from sophia.indexing.text import HASH_BYTES
 from sophia.indexing.versions import IndexVersion
 
 Connection = psycopg.Connection[TupleRow]
-# A statement of a larger batch is planned each time: the plan of a prepared one may stem from when the tables were empty,
-# and then reads all of a table that has become large. For a few rows planning would cost more than it saves.
+# A statement of a larger batch is planned each time: the plan of a prepared one may stem from when the tables were
+# empty, and then reads all of a table that has become large. For a few rows planning would cost more than it saves.
 PREPARED_ROWS = 16
 
 
