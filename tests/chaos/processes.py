@@ -71,7 +71,7 @@ class Server:
 
     def kill(self) -> None:
         """SIGKILL the postmaster."""
-        os.kill(self._postgres.pid(), signal.SIGKILL)
+        _signal(self._postgres.pid(), signal.SIGKILL)
 
     def start(self) -> None:
         """Start it again; what the killed one left running may take a moment to end."""
@@ -193,11 +193,11 @@ class Processes:
         process.killed = True
         self.kills[process.role] += 1
         with contextlib.suppress(ProcessLookupError):
-            os.kill(process.pid, signal.SIGKILL)
+            _signal(process.pid, signal.SIGKILL)
 
     def pause(self, process: Process, seconds: float) -> None:
         """SIGSTOP a worker for a while; another one takes its place meanwhile, and stays."""
-        os.kill(process.pid, signal.SIGSTOP)
+        _signal(process.pid, signal.SIGSTOP)
         process.resume_at = time.monotonic() + seconds
 
     def later(self, seconds: float, action: Callable[[], None]) -> None:
@@ -244,7 +244,7 @@ class Processes:
     def _resume(self, process: Process) -> None:
         process.resume_at = None
         with contextlib.suppress(ProcessLookupError):
-            os.kill(process.pid, signal.SIGCONT)
+            _signal(process.pid, signal.SIGCONT)
 
     def begin(self, *, live_only: bool) -> None:
         """Faults may begin. `live_only`: no transaction is large enough for the bulk lane."""
@@ -270,3 +270,9 @@ class Processes:
     def close(self) -> None:
         """End all workers."""
         self._zygote.close()
+
+
+def _signal(pid: int, number: signal.Signals) -> None:
+    """Send a signal to a process that may have died a moment ago of something else."""
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, number)
