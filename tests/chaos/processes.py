@@ -192,8 +192,7 @@ class Processes:
         """SIGKILL a worker."""
         process.killed = True
         self.kills[process.role] += 1
-        with contextlib.suppress(ProcessLookupError):
-            _signal(process.pid, signal.SIGKILL)
+        _signal(process.pid, signal.SIGKILL)
 
     def pause(self, process: Process, seconds: float) -> None:
         """SIGSTOP a worker for a while; another one takes its place meanwhile, and stays."""
@@ -243,8 +242,7 @@ class Processes:
 
     def _resume(self, process: Process) -> None:
         process.resume_at = None
-        with contextlib.suppress(ProcessLookupError):
-            _signal(process.pid, signal.SIGCONT)
+        _signal(process.pid, signal.SIGCONT)
 
     def begin(self, *, live_only: bool) -> None:
         """Faults may begin. `live_only`: no transaction is large enough for the bulk lane."""
