@@ -16,12 +16,10 @@ class Point:
     Attributes:
         roles: the workers that come by.
         need: the fault that leads there, where everyday work does not.
-        patience: seconds that it may take until a worker comes by.
     """
 
     roles: tuple[str, ...]
     need: str = ""
-    patience: float = 4.0
 
 
 WRITERS = ("indexer", "repair", "promote")
@@ -46,8 +44,8 @@ POINTS: dict[str, Point] = {
     "repair.batch": Point(("indexer", "promote"), "drop_slot"),
     "repair.before_done": Point(("repair",)),
     "repair.mended": Point(("repair",), "tamper"),
-    "scan.found": Point(("indexer",), "tamper", 15.0),
-    "scan.mended": Point(("indexer",), "tamper", 15.0),
+    "scan.found": Point(("indexer",), "tamper"),
+    "scan.mended": Point(("indexer",), "tamper"),
     "scan.before_commit": Point(("indexer",)),
     "scan.after_commit": Point(("indexer",)),
     "promote.before_switch": Point(("promote", "rollback")),
