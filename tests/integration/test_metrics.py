@@ -153,10 +153,15 @@ def test_capture_tells_its_slot_and_the_time_to_the_inbox(captures: Captures, da
             assert value(first, "sophia_capture_tables", source="test", complete="yes") == 1
             for number in range(4):
                 connection.execute("INSERT INTO notes VALUES (%s, 'text')", [number])
-            until(
-                lambda: value(client.get("/metrics").text, "sophia_stage_seconds_count", stage="wal_to_inbox") == 4,
-                "four changes",
-            )
+
+            def four() -> bool:
+                text = client.get("/metrics").text
+                # The series begins with its first change.
+                return 'stage="wal_to_inbox"' in text and (
+                    value(text, "sophia_stage_seconds_count", stage="wal_to_inbox") == 4
+                )
+
+            until(four, "four changes")
             assert value(client.get("/metrics").text, "sophia_slot_retained_bytes", source="test") > 0
 
 
