@@ -7,7 +7,7 @@ serves. Cosine distance, HNSW, iterative scans for filters; hybrid search fuses 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from random import Random
@@ -280,12 +280,12 @@ class PgvectorStore:
     def search(self, connection: Connection, version: IndexVersion, query: Query) -> list[Hit]:
         """Nearest chunks by cosine, or fused with full text; see `Store.search`."""
         _know_vectors(connection)
-        filters, params = _filters(query)
+        filters, params = _filters(query, "filter")
         params |= {"vector": np.asarray(query.vector, dtype=np.float32), "k": query.k}
         if query.hybrid:
             params |= {"text": query.text, "candidates": max(HYBRID_CANDIDATES, query.k)}
         effort = max(LEAST_EFFORT, min(1000, query.k * 4))
-        few = bool(query.filters) and not query.exact and self._matches_few(connection, version, filters, params)
+        few = bool(query.filters) and not query.exact and self._matches_few(connection, version, query)
         if query.exact:
             avoided = ["enable_indexscan", "enable_bitmapscan"]
         elif few:
@@ -306,19 +306,17 @@ class PgvectorStore:
         return [Hit(*row) for row in rows]
 
     @staticmethod
-    def _matches_few(
-        connection: Connection, version: IndexVersion, filters: composed.Composable, params: Mapping[str, Any]
-    ) -> bool:
-        query = _query("matches", version, filters=filters)
-        row = connection.execute(query, {**params, "limit": FEW_ROWS + 1}, prepare=False).fetchone()
-        return row is not None and row[0] <= FEW_ROWS
+    def _matches_few(connection: Connection, version: IndexVersion, query: Query) -> bool:
+        filters, params = _filters(query, "estimate_filter")
+        row = connection.execute(_query("matches", version, filters=filters), params, prepare=False).fetchone()
+        return row is not None and row[0][0]["Plan"]["Plan Rows"] <= FEW_ROWS
 
 
-def _filters(query: Query) -> tuple[composed.Composable, dict[str, Any]]:
+def _filters(query: Query, kind: str) -> tuple[composed.Composable, dict[str, Any]]:
     """The condition of a query's filters and its parameters. The field's hash is what is indexed: any value fits."""
     if not query.filters:
         return composed.SQL("true"), {}
-    text: LiteralString = Q["filter"]
+    text: LiteralString = Q[kind]
     conditions = [
         composed.SQL(text).format(field=composed.Literal(name), value=composed.Placeholder(f"value{number}"))
         for number, name in enumerate(query.filters)
