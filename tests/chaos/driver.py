@@ -138,7 +138,11 @@ class Driver:
 
     def _fault(self, scene: faults.Scene, outcome: Outcome, name: str, point: str | None = None) -> None:
         scene.log = []
-        done = faults.aim(scene, point) if point is not None else faults.BY_NAME[name](scene)
+        try:
+            done = faults.aim(scene, point) if point is not None else faults.BY_NAME[name](scene)
+        except psycopg.OperationalError:
+            # The server still dies of the fault before; the driver's own connection went with it.
+            done = False
         outcome.log.append(f"  {'' if done else '(not) '}{name} {point or ''}".rstrip())
         outcome.log += scene.log
         if done and point is None:
