@@ -7,8 +7,9 @@ serves. Cosine distance, HNSW, iterative scans for filters; hybrid search fuses 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import lru_cache
 from random import Random
 from typing import Any, LiteralString
@@ -70,6 +71,27 @@ def _query(query: str, version: IndexVersion, **parts: composed.Composable) -> c
     return composed.SQL(text).format(table=composed.Identifier(SCHEMA, version.store_name), **parts)
 
 
+@dataclass(frozen=True, slots=True)
+class _Build:
+    """An index that is built after the first load."""
+
+    kind: str
+    suffix: str
+    parts: Mapping[str, composed.Composable]
+
+    def name(self, version: IndexVersion) -> composed.Identifier:
+        return composed.Identifier(f"{version.store_name}_{self.suffix}")
+
+
+def _builds(version: IndexVersion) -> list[_Build]:
+    """The indexes of filters, full text and vectors, in the order of their building."""
+    fields = [
+        _Build("field", f"field{number}", {"field": composed.Literal(field)})
+        for number, field in enumerate(version.index.metadata)
+    ]
+    return [*fields, _Build("text", "text", {}), _Build("hnsw", "hnsw", {})]
+
+
 class PgvectorStore:
     """The store `pgvector`; see `Store` for the contract."""
 
@@ -97,13 +119,15 @@ class PgvectorStore:
         if row is None or not row[0]:
             return
         try:
+            missing = [build for build in _builds(version) if not self._is_built(connection, version, build)]
+            if not missing:
+                return
             connection.execute(_query("analyze", version))
-            for number, field in enumerate(version.index.metadata):
-                self._build(connection, version, "field", f"field{number}", field=composed.Literal(field))
-            self._build(connection, version, "text", "text")
             memory = self._build_memory(connection, version)
             connection.execute("SELECT set_config('maintenance_work_mem', %s, false)", [f"{memory}kB"])
-            self._build(connection, version, "hnsw", "hnsw")
+            for build in missing:
+                query = _query(f"create_{build.kind}_index", version, name=build.name(version), **build.parts)
+                connection.execute(query)
             # Expressions have no statistics before their index is there.
             connection.execute(_query("analyze", version))
         finally:
@@ -112,17 +136,14 @@ class PgvectorStore:
                 connection.execute(Q["unlock"], lock)
 
     @staticmethod
-    def _build(
-        connection: Connection, version: IndexVersion, kind: str, suffix: str, **parts: composed.Composable
-    ) -> None:
-        """Build an index, unless it is there; one that a cut-off build left invalid is dropped first."""
-        name = f"{version.store_name}_{suffix}"
-        state = connection.execute(Q["index_state"], {"name": f'{SCHEMA}."{name}"'}).fetchone()
-        if state is not None and state[0]:
-            return
-        if state is not None:
-            connection.execute(composed.SQL("DROP INDEX CONCURRENTLY {}").format(composed.Identifier(SCHEMA, name)))
-        connection.execute(_query(f"create_{kind}_index", version, name=composed.Identifier(name), **parts))
+    def _is_built(connection: Connection, version: IndexVersion, build: _Build) -> bool:
+        """Whether an index is there and whole; one that a cut-off build left invalid is dropped."""
+        name = f'{SCHEMA}."{version.store_name}_{build.suffix}"'
+        state = connection.execute(Q["index_state"], {"name": name}).fetchone()
+        if state is not None and not state[0]:
+            qualified = composed.Identifier(SCHEMA, f"{version.store_name}_{build.suffix}")
+            connection.execute(composed.SQL("DROP INDEX CONCURRENTLY {}").format(qualified))
+        return state is not None and bool(state[0])
 
     @staticmethod
     def _build_memory(connection: Connection, version: IndexVersion) -> int:
