@@ -56,7 +56,9 @@ class _Lane:
     """One version's writers, its lease, and how far its documents were read.
 
     Attributes:
-        read: position up to which documents were read. The stored position follows when they are applied.
+        read: position up to which documents were read.
+        stored: the version's position in the database. It follows when rows are applied, and where there was nothing
+            to apply: at rest all versions of a collection are level, whatever came in bulk.
         held: rows that were read and rest, with their positions; the stored position stays before the first of them.
         compared: position of the newest bulk document up to which no shard is left to compare.
     """
@@ -65,7 +67,7 @@ class _Lane:
         self, version: IndexVersion, embedder: Embedder, settings: Settings, run: str, observe: Observe
     ) -> None:
         self.version = version
-        self.read = version.position
+        self.read = self.stored = version.position
         self.held: dict[Key, int] = {}
         self.compared = -1
         self.hot = HotRows()
@@ -86,7 +88,7 @@ class _Lane:
     def begin(self, lease: Lease, position: int) -> None:
         """Start at the stored position, which another indexer may have moved."""
         self.lease = lease
-        self.read = position
+        self.read = self.stored = position
         self.compared = -1
         self.held.clear()
 
@@ -267,13 +269,16 @@ class Indexer:
         again = [row for row in map(Row.read, rested or ()) if row.key not in fresh]
         reached = self._head(lane)[0] if len(rows) < limit else rows[-1].position
         ready, position = lane.choose(rows, again, reached, began)
-        if not ready:
+        if not ready and position <= lane.stored:
             return False
         try:
             figures = lane.live.apply(connection, ready, lease=lane.lease, position=position)
         except FencedError as error:
             logger.warning("%s", error)
             lane.lease = None
+            return False
+        lane.stored = position
+        if not ready:
             return False
         self.figures.add(figures)
         self._live_at = time.monotonic()

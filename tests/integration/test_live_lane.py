@@ -10,6 +10,7 @@ from typing import Any
 from sophia.indexing.indexer import _Lane
 from sophia.indexing.leases import Lease
 from tests.integration.library import Library
+from tests.waiting import until
 
 RunLoop = Callable[..., Any]
 
@@ -93,3 +94,22 @@ def test_live_lease_is_renewed_during_long_bulk_work(library: Library, run_loop:
             assert Lease.try_take(standby, f"live/{library.version().id}", 10) is None
             time.sleep(0.1)
     library.level()
+
+
+def test_versions_are_level_at_rest_whatever_came_in_bulk(library: Library, run_loop: RunLoop) -> None:
+    """Else a version made behind bulk documents could not be rolled back from before the next live change."""
+    library.put(1)
+    first = library.version()
+    run_loop(library.indexer())
+    library.put(2)
+    library.level(first)
+    library.put(3, bulk=True)
+    changed = library.with_index(template="{title} {body}")
+    second = library.version(changed)
+
+    def positions() -> set[int]:
+        rows = library.connection.execute("SELECT position FROM sophia.index_versions")
+        return {row[0] for row in rows}
+
+    until(lambda: positions() == {3}, "both versions at the newest position")
+    assert second.position == 3
