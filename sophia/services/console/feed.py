@@ -85,6 +85,8 @@ class Feed:
         self._news = asyncio.Event()
         self._seen: deque[int] = deque(maxlen=REMEMBERED)
         self._newest: int | None = None
+        # Set once the feed listens: what a client reads from the table before that may miss what commits meanwhile.
+        self._listening = asyncio.Event()
         self._closed = False
 
     async def run(self) -> None:
@@ -111,6 +113,7 @@ class Feed:
         try:
             sent: set[int] = set()
             if place is None:
+                await self._listening.wait()
                 # Batches that are published while the table is read come twice, and are sent once.
                 place = self._count
                 missed = await run_in_threadpool(self._read_after, last_id)
@@ -141,6 +144,7 @@ class Feed:
     def close(self) -> None:
         """End all streams, now and later."""
         self._closed = True
+        self._listening.set()
         self._wake()
 
     def _wake(self) -> None:
@@ -191,6 +195,7 @@ class Feed:
             # Clients that connect read these from the table; only what comes later is news.
             self._seen.extend(batch.id for batch in rows)
             self._newest = max((batch.id for batch in rows), default=0)
+            self._listening.set()
         else:
             self._publish(reversed(rows))
 

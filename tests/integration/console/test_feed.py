@@ -172,6 +172,24 @@ def test_a_slow_reader_is_dropped_and_resumes_while_others_go_on(
     asyncio.run(scenario())
 
 
+def test_a_client_that_comes_before_the_feed_listens_misses_nothing(
+    database: Database, connection: Connection, documents: Documents
+) -> None:
+    async def scenario() -> str | None:
+        with ConnectionPool(database.url, min_size=1, max_size=2, open=True) as pool:
+            feed = Feed(database.url, pool, Metrics())
+            first = asyncio.create_task(anext(feed.stream(None)))
+            # Long enough to read the table, were it read at once.
+            await asyncio.sleep(0.3)
+            add_batch(connection, documents.version.id)
+            running = asyncio.create_task(feed.run())
+            event = await asyncio.wait_for(first, 20)
+            running.cancel()
+            return event.id
+
+    assert asyncio.run(scenario()) is not None
+
+
 def test_a_client_of_an_earlier_process_misses_nothing(
     database: Database, connection: Connection, documents: Documents
 ) -> None:
@@ -179,9 +197,13 @@ def test_a_client_of_an_earlier_process_misses_nothing(
 
     async def scenario() -> list[int]:
         with ConnectionPool(database.url, min_size=1, max_size=2, open=True) as pool:
-            stream = Feed(database.url, pool, Metrics()).stream(ids[59])
+            feed = Feed(database.url, pool, Metrics())
+            running = asyncio.create_task(feed.run())
+            stream = feed.stream(ids[59])
             # Those after it, and once more the few before it.
-            return [int((await anext(stream)).id or 0) for _ in range(60 + 49)]
+            received = [int((await anext(stream)).id or 0) for _ in range(60 + 49)]
+            running.cancel()
+            return received
 
     received = asyncio.run(scenario())
     assert set(ids[60:]) <= set(received)
