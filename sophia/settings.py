@@ -85,6 +85,60 @@ class IndexerSettings(_MeteredGroup):
     )
 
 
+class EmbeddingSettings(_Group):
+    """The embedding engine, in whatever process it runs."""
+
+    backend: Literal["auto", "torch", "openvino"] = Field(
+        "auto", description="What computes on a CPU: `auto` is OpenVINO where it is installed, else torch."
+    )
+    threads: int | None = Field(
+        None, ge=1, description="Most CPU threads of a forward pass; the library's own if unset."
+    )
+    budget_tokens: int | None = Field(
+        None, ge=16, description="Tokens of a forward pass; found by measuring when bulk work begins if unset."
+    )
+    cache: Literal["none", "postgres", "redis"] = Field(
+        "none", description="Where vectors are kept by model and text, so that no text is computed twice."
+    )
+    redis_url: SecretStr | None = Field(None, description="Redis of the embedding cache, as redis://host:port/number.")
+
+
+class InferenceSettings(_Group):
+    """The inference service."""
+
+    host: str = Field("127.0.0.1", description="Address to listen on.")
+    port: int = Field(8100, ge=0, le=65535, description="Port to listen on.")
+    model: str = Field("minilm", description="Embedding model of the catalog that it serves.")
+    precision: Literal["exact", "fast", "int8"] = Field("exact", description="Precision class of the served model.")
+    tokens: SecretStr | None = Field(
+        None, description="Bearer tokens of callers, separated by commas; several while one is rotated out."
+    )
+    max_request_bytes: int = Field(4_000_000, ge=1_000, description="Largest request body; more is answered 413.")
+    max_texts: int = Field(2_048, ge=1, description="Most texts of a request; more is answered 422.")
+    max_text_chars: int = Field(100_000, ge=1, description="Longest text of a request; more is answered 422.")
+    online_tokens: int = Field(
+        16_384, ge=1, description="Tokens that may wait in the online lane; beyond that callers get 429."
+    )
+    bulk_tokens: int = Field(
+        262_144, ge=1, description="Tokens that may wait in the bulk lane; beyond that callers wait or get 429."
+    )
+    timeout_seconds: float = Field(30.0, gt=0, description="Longest time of a request without streaming; then 504.")
+    drain_seconds: float = Field(20.0, ge=0, description="Time that running requests get to end after SIGTERM.")
+    sentiment_model: str | None = Field(
+        None, description="Folder or hub name of a text-classification model for /analyze; a lexicon if unset."
+    )
+    summary_model: str | None = Field(
+        None, description="Folder or hub name of a text model for abstractive /summarize; extractive if unset."
+    )
+    generate_url: str | None = Field(
+        None, description="Base URL of an OpenAI-compatible server that /generate passes requests to."
+    )
+    generate_model: str | None = Field(
+        None, description="Model name at generate_url; without a URL, folder or hub name of a local text model."
+    )
+    generate_key: SecretStr | None = Field(None, description="API key of generate_url.")
+
+
 class ConsoleSettings(_Group):
     """The console's web server."""
 
@@ -130,6 +184,8 @@ class Settings(BaseSettings):
     capture: CaptureSettings = CaptureSettings()
     indexer: IndexerSettings = IndexerSettings()
     console: ConsoleSettings = ConsoleSettings()
+    embedding: EmbeddingSettings = EmbeddingSettings()
+    inference: InferenceSettings = InferenceSettings()
 
     @field_validator("home", "catalog")
     @classmethod

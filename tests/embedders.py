@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from sophia.embedding.base import Vectors
+from sophia.catalog.models import Precision
+from sophia.embedding.base import EmbeddingFigures, Kind, Vectors
 
 
 class HashEmbedder:
@@ -21,32 +22,34 @@ class HashEmbedder:
     """
 
     tokenizer: Any = None
+    precision: Precision = "exact"
+    backend = "hash"
 
     def __init__(self, dimension: int = 384, pass_size: int = 8) -> None:
         self.dimension = dimension
         self.max_tokens = 256
         self.fingerprint = f"hash-{dimension}"
         self.pass_size = pass_size
-        self.tokens_seen = 0
+        self.figures = EmbeddingFigures()
         self.pass_tokens: int | None = None
         self.texts: list[str] = []
         self.queries: list[str] = []
         self.before: Callable[[Sequence[str]], None] = lambda texts: None
 
-    def token_counts(self, texts: Sequence[str]) -> list[int]:
-        return [len(text) // 4 + 2 for text in texts]
-
-    def embed(self, texts: Sequence[str], between: Callable[[], None] = lambda: None) -> Vectors:
+    def embed(
+        self, texts: Sequence[str], between: Callable[[], None] = lambda: None, *, kind: Kind = "document"
+    ) -> Vectors:
         self.before(texts)
-        self.texts += texts
-        self.tokens_seen += sum(self.token_counts(texts))
+        (self.queries if kind == "query" else self.texts).extend(texts)
+        self.figures.texts += len(texts)
+        self.figures.tokens += sum(len(text) // 4 + 2 for text in texts)
         for _ in range(self.pass_size, len(texts), self.pass_size):
             between()
         return np.stack([hash_vector(text, self.dimension) for text in texts])
 
     def embed_query(self, text: str) -> Vectors:
-        self.queries.append(text)
-        return hash_vector(text, self.dimension)
+        vector: Vectors = self.embed([text], kind="query")[0]
+        return vector
 
 
 def hash_vector(text: str, dimension: int = 384) -> Vectors:

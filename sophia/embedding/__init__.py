@@ -4,7 +4,7 @@ Callers hold an `Embedder` and know nothing of models, devices or endpoints, so 
 replaced. Heavy libraries are imported when a model is loaded, never before.
 """
 
-from sophia.embedding.base import Embedder, Vectors
+from sophia.embedding.base import Embedder, RefusedTextsError, Vectors
 from sophia.embedding.models import load_embedder, model_fingerprint
 
-__all__ = ["Embedder", "Vectors", "load_embedder", "model_fingerprint"]
+__all__ = ["Embedder", "RefusedTextsError", "Vectors", "load_embedder", "model_fingerprint"]

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Callable, Sequence
+from time import perf_counter
 from typing import Any
 
 import httpx
 import numpy as np
 from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
-from sophia.catalog.models import EmbeddingModel
-from sophia.embedding.base import Vectors, _nothing, pack
+from sophia.catalog.models import EmbeddingModel, Precision
+from sophia.embedding.base import EmbeddingFigures, Kind, Vectors, nothing
+from sophia.embedding.packing import pack
 from sophia.errors import ConfigurationError, TemporaryError
 from sophia.settings import Settings
 
@@ -26,11 +28,14 @@ class EndpointEmbedder:
 
     tokenizer: Any = None
 
-    def __init__(self, model: EmbeddingModel, fingerprint: str, settings: Settings) -> None:
+    def __init__(self, model: EmbeddingModel, precision: Precision, fingerprint: str, settings: Settings) -> None:
         self.fingerprint = fingerprint
+        self.precision = precision
+        # Without its address, which may be a secret.
+        self.backend = f"endpoint {model.model}"
         self.dimension = model.dimension
         self.max_tokens = model.max_tokens
-        self.tokens_seen = 0
+        self.figures = EmbeddingFigures()
         self.pass_tokens: int | None = None
         self._base64 = True
         self._model = model
@@ -44,23 +49,25 @@ class EndpointEmbedder:
             base_url=str(model.url).rstrip("/") + "/", headers=headers, timeout=httpx.Timeout(60, connect=5)
         )
 
-    def token_counts(self, texts: Sequence[str]) -> list[int]:
-        """Estimated tokens of each text."""
-        return [len(text) // 4 + 2 for text in texts]
-
-    def embed(self, texts: Sequence[str], between: Callable[[], None] = _nothing) -> Vectors:
-        """Vectors of documents; see `Embedder.embed`."""
+    def embed(self, texts: Sequence[str], between: Callable[[], None] = nothing, *, kind: Kind = "document") -> Vectors:
+        """See `Embedder.embed`."""
         vectors = np.empty((len(texts), self.dimension), dtype=np.float32)
-        prefixed = [self._model.document_prefix + text for text in texts]
-        counts = self.token_counts(prefixed)
+        prefix = self._model.query_prefix if kind == "query" else self._model.document_prefix
+        prefixed = [prefix + text for text in texts]
+        # Estimated: the tokenizer is not ours.
+        counts = [len(text) // 4 + 2 for text in prefixed]
         for batch in pack(counts, lambda: min(BUDGET, self.pass_tokens or BUDGET), between):
+            started = perf_counter()
             vectors[batch] = self._request([prefixed[i] for i in batch])
-        self.tokens_seen += sum(counts)
+            self.figures.seconds += perf_counter() - started
+            self.figures.passes += 1
+        self.figures.texts += len(texts)
+        self.figures.tokens += sum(counts)
         return vectors
 
     def embed_query(self, text: str) -> Vectors:
         """Vector of a query, shape (dimension,)."""
-        vector: Vectors = self._request([self._model.query_prefix + text])[0]
+        vector: Vectors = self.embed([text], kind="query")[0]
         return vector
 
     @retry(

@@ -8,14 +8,21 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import logging
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from sophia.catalog.models import EmbeddingModel, Precision
-from sophia.embedding.base import Embedder
+from sophia.embedding.base import Backend, Embedder
 from sophia.errors import ConfigurationError
 from sophia.settings import Settings
 
+if TYPE_CHECKING:
+    from sophia.embedding.local import LocalEmbedder
+
+logger = logging.getLogger("sophia.embedding")
 _PACKAGE = "package:"
 # What else lies in a model folder (readme, other formats) does not change a vector.
 _MODEL_FILES = ("*.json", "*.txt", "*.safetensors", "*.model", "*/*.json", "*/*.safetensors")
@@ -74,12 +81,50 @@ def load_embedder(model: EmbeddingModel, precision: Precision, settings: Setting
     if model.provider == "openai":
         from sophia.embedding.endpoint import EndpointEmbedder
 
-        return EndpointEmbedder(model, fingerprint, settings)
-    if precision != "exact":
-        raise ConfigurationError(
-            f"model {model.name!r}: precision {precision!r} is not supported by the sentence-transformers backend; "
-            "use `exact`"
-        )
-    from sophia.embedding.transformer import TransformerEmbedder
+        return EndpointEmbedder(model, precision, fingerprint, settings)
+    from sophia.embedding.loading import load_sentence_transformer
 
-    return TransformerEmbedder(model, fingerprint, model_path(model), settings)
+    loaded = load_sentence_transformer(model, model_path(model), settings)
+    return _local(model, precision, fingerprint, loaded, settings)
+
+
+def _local(
+    model: EmbeddingModel, precision: Precision, fingerprint: str, loaded: Any, settings: Settings
+) -> LocalEmbedder:
+    """The first way to compute a model that keeps the promise of its precision class."""
+    from sophia.embedding.agreement import PROBES, Agreement
+    from sophia.embedding.loading import plain_tokenizer
+    from sophia.embedding.local import LocalEmbedder
+
+    tokenizer, max_tokens = plain_tokenizer(loaded), loaded.max_seq_length
+    # Asked first: a backend may change the model that it is given.
+    oracle = loaded.encode(list(PROBES), normalize_embeddings=True, show_progress_bar=False)
+    refused = []
+    for make in _ways(loaded, precision, fingerprint, settings):
+        try:
+            backend = make()
+            embedder = LocalEmbedder(
+                model, precision, fingerprint, backend, tokenizer, max_tokens, settings.embedding.budget_tokens
+            )
+            agreement = Agreement.of(embedder.probe(PROBES), oracle)
+        except Exception as error:
+            # Whatever a library says of a model that it does not know; another way may do.
+            refused.append(f"{type(error).__name__}: {error}")
+            continue
+        if agreement.keeps(precision):
+            level = logging.WARNING if precision == "int8" else logging.INFO
+            logger.log(level, "model %s by %s: %s", model.name, backend.name, agreement)
+            return embedder
+        refused.append(f"{backend.name}: {agreement}")
+    raise ConfigurationError(
+        f"model {model.name!r} cannot be computed here with precision {precision!r}: {'; '.join(refused)}; "
+        "serve it by an OpenAI-compatible endpoint instead"
+    )
+
+
+def _ways(loaded: Any, precision: Precision, fingerprint: str, settings: Settings) -> Iterator[Callable[[], Backend]]:
+    """Backends in the order in which they are tried."""
+    from sophia.embedding.torch_backend import TorchBackend
+
+    yield lambda: TorchBackend(loaded, precision)
+    yield lambda: TorchBackend(loaded, precision, packed=False)

@@ -286,12 +286,12 @@ class Writer:
         fresh = [content_hash for content_hash in wanted if content_hash not in vectors]
         if fresh:
             texts = [wanted[content_hash] for content_hash in fresh]
-            seen = self._embedder.tokens_seen
+            seen = self._embedder.figures.tokens
             started = time.perf_counter()
             computed = self._embedder.embed(texts, between)
             figures.embed_seconds = time.perf_counter() - started
             figures.embedded = len(texts)
-            figures.tokens = self._embedder.tokens_seen - seen
+            figures.tokens = self._embedder.figures.tokens - seen
             vectors |= dict(zip(fresh, computed, strict=True))
         return [self._write(row, chunked[row.key], kept, vectors, row.key in faults, figures) for row in rows]
 

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from sophia.embedding.base import Vectors
+from sophia.catalog.models import Precision
+from sophia.embedding.base import EmbeddingFigures, Kind, Vectors
 from tests.chaos.tables import DIMENSION
 
 
@@ -25,20 +26,21 @@ class ChaosEmbedder:
     tokenizer: Any = None
     pass_size = 64
     pass_tokens: int | None = None
-    tokens_seen = 0
+    precision: Precision = "exact"
+    backend = "chaos"
 
     def __init__(self, model: str, calls: int | None = None, delay: float = 0.0) -> None:
         self.model = model
         self.dimension = DIMENSION
         self.max_tokens = 1024
         self.fingerprint = model
+        self.figures = EmbeddingFigures()
         self._calls = calls
         self._delay = delay
 
-    def token_counts(self, texts: Sequence[str]) -> list[int]:
-        return [len(text) // 4 + 2 for text in texts]
-
-    def embed(self, texts: Sequence[str], between: Callable[[], None] = lambda: None) -> Vectors:
+    def embed(
+        self, texts: Sequence[str], between: Callable[[], None] = lambda: None, *, kind: Kind = "document"
+    ) -> Vectors:
         if self._calls is not None:
             os.write(self._calls, f"{len(texts)}\n".encode())
         for start in range(0, len(texts), self.pass_size):

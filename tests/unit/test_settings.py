@@ -50,6 +50,26 @@ DEFAULTS = {
         "metrics_host": "127.0.0.1",
     },
     "console": {"host": "127.0.0.1", "port": 8010},
+    "embedding": {"backend": "auto", "threads": None, "budget_tokens": None, "cache": "none", "redis_url": None},
+    "inference": {
+        "host": "127.0.0.1",
+        "port": 8100,
+        "model": "minilm",
+        "precision": "exact",
+        "tokens": None,
+        "max_request_bytes": 4_000_000,
+        "max_texts": 2_048,
+        "max_text_chars": 100_000,
+        "online_tokens": 16_384,
+        "bulk_tokens": 262_144,
+        "timeout_seconds": 30.0,
+        "drain_seconds": 20.0,
+        "sentiment_model": None,
+        "summary_model": None,
+        "generate_url": None,
+        "generate_model": None,
+        "generate_key": None,
+    },
 }
 
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sophia.embedding.base import pack
+from sophia.embedding.packing import pack
 from sophia.errors import DocumentError
 from sophia.indexing.text import Texts, content_hash
 

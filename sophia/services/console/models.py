@@ -15,6 +15,7 @@ from typing import Any
 from sophia.catalog import Catalog
 from sophia.catalog.models import EmbeddingModel, Precision
 from sophia.embedding import Embedder, Vectors
+from sophia.embedding.base import Kind
 from sophia.errors import TemporaryError
 from sophia.indexing.versions import IndexVersion, local_indexes
 from sophia.settings import Settings
@@ -32,6 +33,9 @@ class SharedEmbedder:
 
     def __init__(self, embedder: Embedder) -> None:
         self.fingerprint = embedder.fingerprint
+        self.precision = embedder.precision
+        self.backend = embedder.backend
+        self.figures = embedder.figures
         self.dimension = embedder.dimension
         self.max_tokens = embedder.max_tokens
         self.pass_tokens = embedder.pass_tokens
@@ -39,24 +43,16 @@ class SharedEmbedder:
         self._lock = Lock()
 
     @property
-    def tokens_seen(self) -> int:
-        """See `Embedder`."""
-        return self._embedder.tokens_seen
-
-    @property
     def tokenizer(self) -> Any:
         """The tokenizer of the model."""
         return self._embedder.tokenizer
 
-    def token_counts(self, texts: Sequence[str]) -> list[int]:
-        """See `Embedder.token_counts`."""
-        with self._lock:
-            return self._embedder.token_counts(texts)
-
-    def embed(self, texts: Sequence[str], between: Callable[[], None] = lambda: None) -> Vectors:
+    def embed(
+        self, texts: Sequence[str], between: Callable[[], None] = lambda: None, *, kind: Kind = "document"
+    ) -> Vectors:
         """See `Embedder.embed`."""
         with self._lock:
-            return self._embedder.embed(texts, between)
+            return self._embedder.embed(texts, between, kind=kind)
 
     def embed_query(self, text: str) -> Vectors:
         """See `Embedder.embed_query`."""
