@@ -188,7 +188,7 @@ class LocalEmbedder:
         if self._backend.padded:
             self.figures.padding += lengths[places[0]] * len(places) - tokens
         self._budget.fit()
-        sound = np.isfinite(vectors).all(axis=1).tolist()
+        sound = [bool(each) for each in np.isfinite(vectors).all(axis=1)]
         for row, place in enumerate(places):
             if sound[row]:
                 into[place] = vectors[row]
