@@ -36,12 +36,14 @@ def build_rebuild_job(catalog: Catalog, executor: dg.ExecutorDefinition) -> dg.J
         database: DatabaseResource,
         embedding: EmbeddingResource,
     ) -> None:
+        from sophia.embedding.progress import Lines
         from sophia.indexing.promotion import promote
         from sophia.indexing.provenance import register_run
         from sophia.indexing.repair import Session, repair_version
 
         settings = load_settings()
         index = catalog.index(config.index)
+        lines = Lines(context.log.info)
         with database.connect() as connection:
             run = register_run(connection, "dagster", settings, run=context.run_id)
             session = Session.open(connection, catalog, index, settings.profile, embedding.of, settings, run=run)
@@ -52,7 +54,7 @@ def build_rebuild_job(catalog: Catalog, executor: dg.ExecutorDefinition) -> dg.J
                 range(index.shards),
                 batch=settings.indexer.bulk_documents,
                 deep=True,
-                progress=context.log.info,
+                progress=lambda step: lines(step, ends=step.ended),
             )
             gates = list(gates_of(connection, version, embedding, seed=context.run_id))
             for gate in gates:

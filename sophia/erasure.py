@@ -5,6 +5,9 @@ Invariants, each with a test:
 * One transaction removes the document, its log, its dead letters, its ledger rows and its chunks in every version.
 * Nobody brings it back: deliveries up to the erasure's clock are void for the inbox, and a writer that read the
   document before is fenced, so it finds nothing when it reads again.
+* The embedding cache keeps no vector of it, nor of its former texts. It does not know which texts those were, so all
+  vectors of the collection's models go, behind the first transaction: from then on nobody can read the text anew, and
+  who has read it before may not store its vector any more.
 * The rows are vacuumed away afterwards, with the words in full-text indexes and the values in planner statistics. If a
   session's old snapshot keeps them, that session is named and the result says so.
 
@@ -14,8 +17,9 @@ What cannot be removed is said by `REMAINS`.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 import psycopg
 from psycopg.rows import TupleRow, class_row
@@ -23,6 +27,8 @@ from psycopg.rows import TupleRow, class_row
 from sophia import sql
 from sophia.database.vacuum import snapshots_before, vacuum, vacuum_statistics
 from sophia.documents import Clock, Key, key_hash, parse_lsn
+from sophia.embedding import model_fingerprint
+from sophia.embedding.postgres_cache import erase_vectors
 from sophia.errors import SophiaError, TemporaryError
 from sophia.failpoints import failpoint
 from sophia.indexing.versions import IndexVersion
@@ -30,17 +36,36 @@ from sophia.stores import store_of
 
 Connection = psycopg.Connection[TupleRow]
 Q = sql.load("erasure")
-TABLES = ("documents", "inbox", "ledger", "dead_letters", "batches")
+TABLES = ("documents", "inbox", "ledger", "dead_letters", "batches", "embedding_cache")
 REMAINS = (
     "the source itself, and its backups",
     "write-ahead log of source and platform databases, until it is recycled",
     "backups and replicas of the platform's database, until they age out",
     "bytes in the free space of data files, until new rows overwrite them (`--rewrite` clears them now)",
     "log files that processes wrote (they name keys of parked documents at most, never text)",
+    "vectors in an embedding cache that the settings do not name, until they expire",
 )
 # How long to wait for sessions that may still see the rows.
 PATIENCE_SECONDS = 30.0
 POLL_SECONDS = 0.2
+
+
+class OtherCache(Protocol):
+    """An embedding cache outside of this database."""
+
+    name: str
+
+    def check(self) -> None:
+        """Raises TemporaryError if it is not there."""
+        ...
+
+    def erase(self, models: Sequence[str] | None) -> int:
+        """Remove all vectors of these models, or of all if None, for good. Returns how many. May be called again.
+
+        Raises:
+            TemporaryError: it is not there.
+        """
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +74,8 @@ class Erasure:
 
     Attributes:
         clock: deliveries up to here are void.
-        removed: rows by place; a place of an index is `<index> v<number>`.
+        removed: rows by place; a place of an index is `<index> v<number>`, and what was in the cache is the vectors of
+            all documents under the same models.
         deleted: whether the source had deleted the document; if not, its next change or copy brings it back.
         vacuumed: what was worked on afterwards.
         kept_by: process ids of sessions whose old snapshots keep removed rows in the files; 0 is a slot or prepared
@@ -86,6 +112,7 @@ def erase(
     force: bool = False,
     rewrite: bool = False,
     patience: float = PATIENCE_SECONDS,
+    caches: Sequence[OtherCache] = (),
 ) -> Erasure:
     """Remove a document from everything that is kept, then vacuum. May be called again for the same key.
 
@@ -94,20 +121,33 @@ def erase(
         force: also while the source still has the row.
         rewrite: write the touched tables anew, so that not even free space holds the text; locks each meanwhile.
         patience: seconds to wait for sessions that may still see the rows.
+        caches: embedding caches elsewhere; the one in this database is always emptied.
 
     Raises:
         SophiaError: no such collection, an unknown key, or the source still has the row.
-        TemporaryError: a snapshot of the collection is under way, which may bring the row once more.
+        TemporaryError: a snapshot of the collection is under way, which may bring the row once more; or a cache is
+            away. If it went away in between, the message says so, and the same call does the rest.
     """
     row = connection.execute(Q["collection"], {"name": collection}).fetchone()
     if row is None:
         known = ", ".join(name for (name,) in connection.execute(Q["names"]))
         raise SophiaError(f"collection {collection!r} does not exist here; there are: {known or 'none yet'}")
     params = {"collection_id": int(row[0]), "key": key, "key_hash": key_hash(key)}
+    for cache in caches:
+        cache.check()
     with connection.transaction():
-        clock, removed, deleted, versions, transaction = _remove(connection, collection, params, force)
+        clock, removed, deleted, versions = _remove(connection, collection, params, force)
         failpoint("erase.before_commit")
     failpoint("erase.after_commit")
+    models = _models(versions)
+    removed["cache"], transaction = erase_vectors(connection, models)
+    for cache in caches:
+        try:
+            removed[f"cache in {cache.name}"] = cache.erase(models)
+        except TemporaryError as error:
+            raise TemporaryError(
+                f"the document is removed, but not yet its vectors in the cache: {error}; run this again"
+            ) from error
     kept_by = _await_snapshots(connection, transaction, patience)
     result = Erasure(collection, key_hash(key).hex(), clock, removed, deleted, (), tuple(kept_by))
     if kept_by:
@@ -125,7 +165,7 @@ def erase(
 
 def _remove(
     connection: Connection, collection: str, params: dict[str, Any], force: bool
-) -> tuple[Clock, dict[str, int], bool, list[IndexVersion], int]:
+) -> tuple[Clock, dict[str, int], bool, list[IndexVersion]]:
     # No version of these indexes is promoted or retired meanwhile.
     for (name,) in connection.execute(Q["index_names"], params).fetchall():
         connection.execute(sql.load("versions")["lock_index"], {"name": name})
@@ -167,8 +207,22 @@ def _remove(
     for version in versions:
         removed[version.label] = store_of(version.store).erase(connection, version, [params["key"]])
     removed["documents"] = connection.execute(Q["erase_document"], params).rowcount
-    row = connection.execute(Q["transaction_id"]).fetchone()
-    return clock, removed, deleted, versions, int(row[0]) if row else 0
+    return clock, removed, deleted, versions
+
+
+def _models(versions: Sequence[IndexVersion]) -> list[str] | None:
+    """Fingerprints of the models that may have seen the document; None for any.
+
+    An endpoint may be our own inference service, which keeps what it computes under a fingerprint of its own.
+    """
+    if any(version.model.provider == "openai" for version in versions):
+        return None
+    return sorted(
+        {
+            version.spec.get("model_fingerprint") or model_fingerprint(version.model, version.index.precision)
+            for version in versions
+        }
+    )
 
 
 def _await_snapshots(connection: Connection, transaction: int, patience: float) -> list[int]:

@@ -27,6 +27,8 @@ def apply_retention(connection: Connection, retention: Retention) -> dict[str, i
         "tombstones": retention.tombstone_days,
         "ledger": retention.ledger_days,
         "dead_letters": retention.dead_letter_days,
+        # In Redis entries expire by themselves.
+        "cache": retention.cache_days,
     }
     retired = _retire_versions(connection, retention.retire_after_days)
     removed = {name: connection.execute(Q[name], {"days": count}).rowcount for name, count in days.items()}

@@ -6,7 +6,8 @@ so a changed row never makes the asset stale.
 
 import statistics
 import time
-from typing import Any
+from collections import deque
+from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 from pydantic import Field
@@ -19,6 +20,10 @@ from sophia_assets.gpu import gpu_step
 from sophia_assets.keys import STORE_ICONS, asset_key, shard_number, shard_partitions
 from sophia_assets.plots import lag_plot
 from sophia_assets.policy import RETRY
+
+if TYPE_CHECKING:
+    from sophia.embedding import Embedder
+    from sophia.indexing.watch import RepairProgress
 
 # Services that an index stands on, as the catalog names them.
 STORE_SERVICE = {"pgvector": "postgresql", "weaviate": "weaviate", "pinecone": None}
@@ -51,6 +56,16 @@ def index_dependencies(catalog: Catalog, index: Index, profile: Profile) -> list
 def index_data_version(fingerprint: str, position: int) -> str:
     """What an index contains: what it was made with, and up to which position of its collection."""
     return f"{fingerprint}:{position}"
+
+
+def embedder_metadata(embedder: "Embedder") -> dict[str, str | int]:
+    """What computed a step's vectors: library, version and number format, device, tokens of a forward pass."""
+    engine = embedder.engine
+    return {
+        "backend": embedder.backend,
+        "device": engine.device if engine is not None else "remote",
+        "budget": engine.budget_tokens if engine is not None else 0,
+    }
 
 
 def build_index(catalog: Catalog, index: Index, profile: Profile) -> dg.AssetsDefinition:
@@ -106,11 +121,19 @@ def _repair(
     database: DatabaseResource,
     embedding: EmbeddingResource,
 ) -> dg.MaterializeResult[Any]:
+    from sophia.embedding.progress import Lines
     from sophia.indexing.provenance import register_run
     from sophia.indexing.repair import Session, repair_version
     from sophia.indexing.status import index_status, lag_history
 
     settings = load_settings()
+    lines = Lines(context.log.info)
+    steps: deque[RepairProgress] = deque(maxlen=1)
+
+    def progress(step: "RepairProgress") -> None:
+        steps.append(step)
+        lines(step, ends=step.ended)
+
     with database.connect() as connection:
         run = register_run(connection, "dagster", settings, run=context.run_id)
         session = Session.open(connection, catalog, index, profile, embedding.of, settings, run=run)
@@ -122,7 +145,7 @@ def _repair(
             shards,
             deep=config.deep,
             batch=settings.indexer.bulk_documents,
-            progress=context.log.info,
+            progress=progress,
         )
         seconds = time.perf_counter() - started
         status = index_status(connection, [session.version.id])[0]
@@ -142,10 +165,11 @@ def _repair(
         "deleted": figures.deleted,
         "parked": status.parked,
         "tokens": figures.tokens,
-        "tokens_per_s": round(figures.tokens / figures.embed_seconds, 1) if figures.embed_seconds else 0.0,
         "embed_s": round(figures.embed_seconds, 3),
         "seconds": round(seconds, 3),
         "lag_ms": round(statistics.median(lags), 1) if lags else 0.0,
+        **steps[-1].embedding.metadata(),
+        **embedder_metadata(session.embedder),
     }
     plot = lag_plot([(at, lag) for _, at, lag, _ in history], f"{index.name}: commit to searchable")
     if plot is not None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sophia.cli.context import Json, begin, connected, show_json, show_table
+from sophia.cli.progress import repair_shown
 
 if TYPE_CHECKING:
     from sophia.indexing.versions import IndexVersion
@@ -65,7 +66,7 @@ def repair(
 
     context = begin()
     settings = context.settings
-    with connected(context) as (_, connection):
+    with connected(context) as (_, connection), repair_shown(quiet=as_json) as progress:
         session = Session.open(
             connection,
             context.catalog,
@@ -81,12 +82,14 @@ def repair(
             range(session.version.index.shards),
             batch=settings.indexer.bulk_documents,
             deep=not shallow,
-            progress=lambda line: None if as_json else typer.echo(line),
+            progress=progress,
         )
     if as_json:
         show_json({"documents": figures.documents, "embedded": figures.embedded, "parked": figures.parked})
         return
-    typer.echo(f"{figures.documents} documents written, {figures.embedded} texts embedded")
+    typer.echo(
+        f"{figures.documents} documents written, {figures.embedded} texts embedded by {session.embedder.backend}"
+    )
 
 
 def promote(
@@ -194,11 +197,15 @@ def erase(
 ) -> None:
     """Remove a document from everything that is kept. Exit code 3 if old snapshots still keep its dead rows."""
     from sophia.documents import parse_key
+    from sophia.embedding.redis_cache import redis_cache
     from sophia.erasure import REMAINS
     from sophia.erasure import erase as remove
 
-    with connected(begin()) as (_, connection):
-        done = remove(connection, collection, parse_key(key), force=force, rewrite=rewrite)
+    context = begin()
+    cache = redis_cache(context.settings)
+    caches = [cache] if cache is not None else []
+    with connected(context) as (_, connection):
+        done = remove(connection, collection, parse_key(key), force=force, rewrite=rewrite, caches=caches)
     if as_json:
         show_json(done.to_json())
     else:

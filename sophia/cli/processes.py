@@ -1,4 +1,4 @@
-"""Commands that run until they are stopped: capture, indexer, console, up; and the demo."""
+"""Commands that run until they are stopped: capture, indexer, console, serve, up; and the demo."""
 
 from __future__ import annotations
 
@@ -16,6 +16,9 @@ def register(app: typer.Typer) -> None:
     app.command()(console)
     app.command()(up)
     app.command()(demo)
+    serve = typer.Typer(help="Serve over HTTP until stopped.", no_args_is_help=True)
+    serve.command()(inference)
+    app.add_typer(serve, name="serve")
 
 
 def capture() -> None:
@@ -55,6 +58,7 @@ def indexer(
     stop = stop_on_signals()
     metrics = IndexerMetrics(database)
     indexing = Indexer(context.catalog, database, context.settings, bulk=not live_only, observe=metrics.observe)
+    metrics.watch(indexing.embedders)
     loops = [Loop("indexer", indexing.run, indexing.ready)]
     with exposed(metrics, settings.metrics_host, settings.metrics_port, loops, "SOPHIA_INDEXER__METRICS_PORT"):
         run_together(loops, stop)
@@ -70,6 +74,14 @@ def console() -> None:
     settings = context.settings.console
     typer.echo(f"console: http://{settings.host}:{settings.port}")
     serve(context.settings, database, context.catalog)
+
+
+def inference() -> None:
+    """Serve embedding, sentiment, classification, summaries and generation."""
+    from sophia.services.inference.server import serve
+
+    context = begin()
+    serve(context.settings, context.catalog)
 
 
 def up(

@@ -173,7 +173,7 @@ def why(
     key: Annotated[str, typer.Argument(help='Key of the document: 42, abc, or ["a", 2].')],
     as_json: bool = Json,
 ) -> None:
-    """Where a document's vectors came from: row, log position, commit, hashes, spans, model, code, image, run."""
+    """Where a document's vectors came from: row, log position, commit, spans, model, backend, code, image, run."""
     from sophia.indexing.status import why as explain
 
     with connected(begin()) as (_, connection):

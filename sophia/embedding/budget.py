@@ -14,7 +14,7 @@ GAIN = 1.03
 # After so many passes without lack of memory the budget grows by `GROWTH`, up to what was found best.
 GOOD_PASSES = 100
 GROWTH = 1.25
-# A pass that finds no memory at this budget is a fault of its texts, not of the budget.
+# The budget is not halved below this: what finds no memory then is no matter of budgets.
 SMALLEST = 16
 
 
@@ -37,16 +37,18 @@ class TokenBudget:
         size = found * 2
         while size <= largest:
             now = rate(size)
-            if now < best * GAIN:
+            if now <= best * GAIN:
                 break
             found, best = size, now
             size *= 2
         self.tokens = self._best = found
 
     def lack(self, tokens: int) -> None:
-        """A pass of so many tokens did not fit."""
-        self.tokens = max(SMALLEST, min(self.tokens, tokens) // 2)
-        self._good = 0
+        """A pass of so many tokens did not fit. One that is larger than the budget says nothing of the budget: it had
+        begun before that was lowered, or is a single long text."""
+        if tokens <= self.tokens:
+            self.tokens = max(SMALLEST, tokens // 2)
+            self._good = 0
 
     def fit(self) -> None:
         """A pass did fit."""

@@ -19,7 +19,6 @@ def load_sentence_transformer(model: EmbeddingModel, path: str, settings: Settin
     if not settings.hub:
         # Read by huggingface_hub when it is imported, which is below.
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     # Threads that spin while they wait make a busy machine several times slower: measured 4x on two shared cores.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     import torch
@@ -30,11 +29,21 @@ def load_sentence_transformer(model: EmbeddingModel, path: str, settings: Settin
     if settings.embedding.threads is not None:
         torch.set_num_threads(settings.embedding.threads)
     try:
-        loaded: Any = SentenceTransformer(path, device=settings.device, local_files_only=not settings.hub)
+        loaded: Any = SentenceTransformer(
+            path,
+            device=settings.device,
+            local_files_only=not settings.hub,
+            # Not the number format that the weights happen to be stored in.
+            model_kwargs={"dtype": torch.float32},
+        )
     except (OSError, ValueError, RuntimeError) as error:
         hint = "" if settings.hub else "; set SOPHIA_HUB=true to allow a download, or name a local folder"
         raise ConfigurationError(f"model {model.name!r} cannot be loaded from {path!r}: {error}{hint}") from error
     loaded.eval()
+    # Prompts are the catalog's.
+    loaded.default_prompt_name = None
+    # Beside a CPU's passes tokenising costs nothing; a GPU is fed by all cores.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true" if loaded.device.type == "cuda" else "false")
     found = loaded.get_embedding_dimension()
     if found != model.dimension:
         raise ConfigurationError(
@@ -53,8 +62,17 @@ def load_sentence_transformer(model: EmbeddingModel, path: str, settings: Settin
 
 
 def plain_tokenizer(loaded: Any) -> Any:
-    """A copy of the model's Rust tokenizer, without truncation and padding."""
-    tokenizer = loaded.tokenizer.backend_tokenizer
+    """A copy of the model's Rust tokenizer, without truncation and padding.
+
+    Raises:
+        ConfigurationError: it has none, or one that leaves out the beginning of a long text.
+    """
+    tokenizer = getattr(loaded.tokenizer, "backend_tokenizer", None)
+    if tokenizer is None or loaded.tokenizer.truncation_side != "right":
+        raise ConfigurationError(
+            f"the tokenizer {type(loaded.tokenizer).__name__} is not supported here: it must be a fast one that keeps "
+            "the beginning of a long text; serve the model by an OpenAI-compatible endpoint instead"
+        )
     copy = type(tokenizer).from_str(tokenizer.to_str())
     copy.no_truncation()
     copy.no_padding()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from time import perf_counter
 from typing import Any
@@ -28,6 +29,7 @@ from sophia.embedding.base import (
     nothing,
 )
 from sophia.embedding.budget import TokenBudget
+from sophia.embedding.ceiling import TransformerCost, number_format
 from sophia.embedding.packing import pack
 from sophia.embedding.tokens import TextTokenizer
 
@@ -46,6 +48,7 @@ class LocalEmbedder:
     Args:
         tokenizer: the model's `tokenizers.Tokenizer`, without padding or truncation.
         budget: tokens of a forward pass; found by measuring when bulk work begins if None.
+        cost: of the model's matrix products, if known.
     """
 
     def __init__(
@@ -57,10 +60,13 @@ class LocalEmbedder:
         tokenizer: Any,
         max_tokens: int,
         budget: int | None = None,
+        cost: TransformerCost | None = None,
     ) -> None:
         self.fingerprint = fingerprint
         self.precision = precision
         self.backend = backend.name
+        self.device = backend.device
+        self.number = number_format(backend.name)
         self.dimension = model.dimension
         self.max_tokens = max_tokens
         self.tokenizer = tokenizer
@@ -68,9 +74,25 @@ class LocalEmbedder:
         self.pass_tokens: int | None = None
         self._prefixes: dict[Kind, str] = {"document": model.document_prefix, "query": model.query_prefix}
         self._backend = backend
+        self._cost = cost
         self._front = TextTokenizer(tokenizer, max_tokens)
         self._budget = TokenBudget(budget or backend.first_budget)
         self._searched = budget is not None
+        self._landed = 0.0
+
+    @property
+    def engine(self) -> LocalEmbedder:
+        """See `Embedder.engine`: this one."""
+        return self
+
+    @property
+    def budget_tokens(self) -> int:
+        """See `Engine.budget_tokens`."""
+        return self._budget.tokens
+
+    def flop_per_token(self, length: float) -> float | None:
+        """See `Engine.flop_per_token`."""
+        return self._cost.flop_per_token(length) if self._cost is not None else None
 
     def embed(self, texts: Sequence[str], between: Callable[[], None] = nothing, *, kind: Kind = "document") -> Vectors:
         """See `Embedder.embed`."""
@@ -105,7 +127,7 @@ class LocalEmbedder:
         return vector
 
     def probe(self, texts: Sequence[str]) -> Vectors:
-        """Vectors of texts without any prefix, in one forward pass, and counted nowhere."""
+        """See `Embedder.probe`: in one forward pass."""
         return self._backend.start(self._front.encode(texts))()
 
     def warm_up(self, between: Callable[[], None] = nothing) -> None:
@@ -120,8 +142,8 @@ class LocalEmbedder:
     def _rate(self, between: Callable[[], None], tokens: int) -> float:
         """Tokens per second of passes of that many tokens, in texts of an eighth of the model's length."""
         length = max(8, self.max_tokens // 8)
-        ids = np.full(length, self.tokenizer.encode("a", add_special_tokens=False).ids[0], dtype=np.int32)
-        batch = [ids] * max(1, tokens // length)
+        # The first token of the vocabulary: which one does not matter.
+        batch = [np.zeros(length, dtype=np.int32)] * max(1, tokens // length)
         try:
             self._backend.start(batch)()
             best = float("inf")
@@ -138,88 +160,89 @@ class LocalEmbedder:
 
     def _compute(self, ids: Sequence[Ids], into: Vectors, between: Callable[[], None]) -> dict[int, str]:
         """Write the vectors of a window. Returns the reasons of texts that cannot be embedded, by place."""
-        lengths = [len(each) for each in ids]
-        if not self._searched and sum(lengths) >= SEARCH_TOKENS and self.pass_tokens is None:
+        sizes = {place: len(each) for place, each in enumerate(ids)}
+        if not self._searched and sum(sizes.values()) >= SEARCH_TOKENS and self.pass_tokens is None:
             self.warm_up(between)
-        reasons: dict[int, str] = {}
-        flying: deque[tuple[list[int], Callable[[], Vectors] | None, float]] = deque()
-        free = perf_counter()
-
-        def land() -> None:
-            """Wait for the oldest pass in flight and take its vectors."""
-            nonlocal free
-            places, wait, started = flying.popleft()
-            try:
-                if wait is None:
-                    raise DeviceMemoryError
-                vectors = wait()
-            except DeviceMemoryError:
-                self._split(places, ids, into, reasons, between)
-                free = perf_counter()
-                return
-            now = perf_counter()
-            # Passes in flight overlap: a pass is charged for the time since the one before it had ended.
-            self.figures.seconds += now - max(started, free)
-            free = now
-            self._take(places, vectors, lengths, into, reasons)
-
-        for places in pack(lengths, self._room, between, padded=self._backend.padded):
-            started = perf_counter()
-            try:
-                wait = self._backend.start([ids[i] for i in places])
-            except DeviceMemoryError:
-                wait = None
-            flying.append((places, wait, started))
-            if len(flying) >= IN_FLIGHT[self._backend.device]:
-                land()
-        while flying:
-            land()
+        # A pooling would take the vector of a text without tokens from another text.
+        reasons = {place: "the model's tokenizer finds nothing in it" for place, size in sizes.items() if not size}
+        self._passes([place for place, size in sizes.items() if size], ids, into, reasons, between)
         return reasons
 
-    def _room(self) -> int:
-        return min(self._budget.tokens, self.pass_tokens or self._budget.tokens)
-
-    def _take(
-        self, places: list[int], vectors: Vectors, lengths: Sequence[int], into: Vectors, reasons: dict[int, str]
-    ) -> None:
-        tokens = sum(lengths[i] for i in places)
-        self.figures.passes += 1
-        self.figures.tokens += tokens
-        if self._backend.padded:
-            self.figures.padding += lengths[places[0]] * len(places) - tokens
-        self._budget.fit()
-        sound = [bool(each) for each in np.isfinite(vectors).all(axis=1)]
-        for row, place in enumerate(places):
-            if sound[row]:
-                into[place] = vectors[row]
-            else:
-                reasons[place] = "the model's vector holds a value that is no number"
-
-    def _split(
+    def _passes(
         self,
-        places: list[int],
+        places: Sequence[int],
         ids: Sequence[Ids],
         into: Vectors,
         reasons: dict[int, str],
         between: Callable[[], None],
     ) -> None:
-        """The texts of a pass that did not fit, again in halves."""
-        tokens = sum(len(ids[i]) for i in places)
+        """Compute some texts of a window, by their places in it, in as many passes as the budget wants."""
+        flying: deque[tuple[list[int], Callable[[], Vectors] | None, float]] = deque()
+
+        def land() -> None:
+            """Wait for the oldest pass in flight and take its vectors."""
+            batch, wait, started = flying.popleft()
+            vectors = None
+            if wait is not None:
+                with suppress(DeviceMemoryError):
+                    vectors = wait()
+            now = perf_counter()
+            # Passes in flight overlap: each is charged for the time since the one before it had ended.
+            self.figures.seconds += now - max(started, self._landed)
+            self._landed = now
+            if vectors is not None:
+                self._take(batch, vectors, ids, into, reasons)
+            else:
+                self._again(batch, ids, into, reasons, between)
+
+        for chosen in pack([len(ids[i]) for i in places], self._room, between, padded=self._backend.padded):
+            batch = [places[i] for i in chosen]
+            started = perf_counter()
+            wait = None
+            with suppress(DeviceMemoryError):
+                wait = self._backend.start([ids[i] for i in batch])
+            flying.append((batch, wait, started))
+            if len(flying) >= IN_FLIGHT[self._backend.device]:
+                land()
+        while flying:
+            land()
+
+    def _room(self) -> int:
+        return min(self._budget.tokens, self.pass_tokens or self._budget.tokens)
+
+    def _take(
+        self, batch: list[int], vectors: Vectors, ids: Sequence[Ids], into: Vectors, reasons: dict[int, str]
+    ) -> None:
+        sizes = [len(ids[i]) for i in batch]
+        self.figures.passes += 1
+        self.figures.tokens += sum(sizes)
+        if self._backend.padded:
+            self.figures.padding += max(sizes) * len(batch) - sum(sizes)
+        self._budget.fit()
+        finite: Any = np.isfinite(vectors)
+        for row, place in enumerate(batch):
+            if finite[row].all():
+                into[place] = vectors[row]
+            else:
+                reasons[place] = "the model's vector holds a value that is no number"
+
+    def _again(
+        self,
+        batch: list[int],
+        ids: Sequence[Ids],
+        into: Vectors,
+        reasons: dict[int, str],
+        between: Callable[[], None],
+    ) -> None:
+        """The texts of a pass that did not fit, in halves at most."""
+        tokens = sum(len(ids[i]) for i in batch)
         self.figures.out_of_memory += 1
         self._budget.lack(tokens)
-        if len(places) == 1:
-            reasons[places[0]] = f"its {tokens} tokens do not fit into the memory of {self._backend.device}"
+        if len(batch) == 1:
+            reasons[batch[0]] = f"its {tokens} tokens do not fit into the memory of {self._backend.device}"
             return
         logger.warning("%s: %d tokens do not fit into memory; now %d", self.backend, tokens, self._budget.tokens)
-        between()
-        middle = len(places) // 2
-        lengths = [len(each) for each in ids]
-        for half in (places[:middle], places[middle:]):
-            started = perf_counter()
-            try:
-                vectors = self._backend.start([ids[i] for i in half])()
-            except DeviceMemoryError:
-                self._split(half, ids, into, reasons, between)
-            else:
-                self.figures.seconds += perf_counter() - started
-                self._take(half, vectors, lengths, into, reasons)
+        middle = len(batch) // 2
+        for half in (batch[:middle], batch[middle:]):
+            between()
+            self._passes(half, ids, into, reasons, between)

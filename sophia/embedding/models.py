@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from sophia.catalog.models import EmbeddingModel, Precision
 from sophia.embedding.base import Backend, Embedder
+from sophia.embedding.cache import CachedEmbedder, open_cache
 from sophia.errors import ConfigurationError
 from sophia.settings import Settings
 
@@ -72,12 +73,20 @@ def _file_hash(path: Path, size: int, modified_ns: int) -> bytes:
 
 
 def load_embedder(model: EmbeddingModel, precision: Precision, settings: Settings) -> Embedder:
-    """Load a model.
+    """Load a model, behind the cache that the settings name.
 
     Raises:
-        ConfigurationError: it is not there, may not be downloaded, or has another dimension than the catalog says.
+        ConfigurationError: it is not there, may not be downloaded, or has another dimension than the catalog says; or
+            the cache lacks a setting.
     """
-    fingerprint = model_fingerprint(model, precision)
+    cache = open_cache(settings)
+    embedder = _load(model, precision, model_fingerprint(model, precision), settings)
+    if cache is None:
+        return embedder
+    return CachedEmbedder(embedder, cache, {"document": model.document_prefix, "query": model.query_prefix})
+
+
+def _load(model: EmbeddingModel, precision: Precision, fingerprint: str, settings: Settings) -> Embedder:
     if model.provider == "openai":
         from sophia.embedding.endpoint import EndpointEmbedder
 
@@ -93,19 +102,20 @@ def _local(
 ) -> LocalEmbedder:
     """The first way to compute a model that keeps the promise of its precision class."""
     from sophia.embedding.agreement import PROBES, Agreement
+    from sophia.embedding.ceiling import transformer_cost
     from sophia.embedding.loading import plain_tokenizer
     from sophia.embedding.local import LocalEmbedder
 
     tokenizer, max_tokens = plain_tokenizer(loaded), loaded.max_seq_length
     # Asked first: a backend may change the model that it is given.
     oracle = loaded.encode(list(PROBES), normalize_embeddings=True, show_progress_bar=False)
+    cost = transformer_cost(getattr(loaded[0], "model", None))
+    budget = settings.embedding.budget_tokens
     refused = []
     for make in _ways(loaded, precision, fingerprint, settings):
         try:
             backend = make()
-            embedder = LocalEmbedder(
-                model, precision, fingerprint, backend, tokenizer, max_tokens, settings.embedding.budget_tokens
-            )
+            embedder = LocalEmbedder(model, precision, fingerprint, backend, tokenizer, max_tokens, budget, cost)
             agreement = Agreement.of(embedder.probe(PROBES), oracle)
         except Exception as error:
             # Whatever a library says of a model that it does not know; another way may do.
@@ -123,8 +133,31 @@ def _local(
 
 
 def _ways(loaded: Any, precision: Precision, fingerprint: str, settings: Settings) -> Iterator[Callable[[], Backend]]:
-    """Backends in the order in which they are tried."""
+    """Backends in the order in which they are tried.
+
+    Raises:
+        ConfigurationError: the one that the settings or the precision class ask for cannot be had.
+    """
+    from sophia.embedding import conversion
     from sophia.embedding.torch_backend import TorchBackend
 
+    wanted = settings.embedding.backend
+    if precision == "int8":
+        if loaded.device.type != "cpu" or wanted == "torch":
+            raise ConfigurationError(
+                "precision int8 is computed by OpenVINO on a CPU: "
+                "set SOPHIA_DEVICE=cpu and SOPHIA_EMBEDDING__BACKEND=auto"
+            )
+        wanted = "openvino"
+    if loaded.device.type == "cpu" and wanted != "torch":
+        if conversion.installed(quantizer=precision == "int8"):
+            from sophia.embedding.openvino_backend import OpenVinoBackend
+
+            yield lambda: OpenVinoBackend(loaded, precision, fingerprint, settings)
+        elif wanted == "openvino":
+            asker = "precision int8" if precision == "int8" else "SOPHIA_EMBEDDING__BACKEND=openvino"
+            raise ConfigurationError(f"{asker} needs OpenVINO: {conversion.INSTALL}")
+        if wanted == "openvino":
+            return
     yield lambda: TorchBackend(loaded, precision)
     yield lambda: TorchBackend(loaded, precision, packed=False)

@@ -1,8 +1,8 @@
 """The front of the engine: texts to token ids, with the Rust tokenizer itself and without its padding.
 
 A text that is much longer than the model sees is cut before it is tokenised, since a tokenizer reads all of it first.
-The cut is at white space, far behind the last token that the model sees; a tokenizer that works word by word yields
-the same first tokens for it. Where the cut text has fewer tokens than the model takes, the whole is tokenised.
+The cut is in front of a space that follows a visible character: every tokenizer ends a word there, so that what is
+before it has the same tokens with and without the rest. Where that is too few for the model, the whole is tokenised.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from sophia.embedding.base import Ids
 CUT_CHARS = 16
 # Texts tokenised at a time: enough to sort by length, few enough to hold.
 WINDOW_TEXTS = 8_192
-_SPACE = re.compile(r"\s")
+# Only the plain space: some tokenizers take other white space for part of a word, and runs of spaces for one token.
+_END_OF_WORD = re.compile(r"(?<=\S) ")
 
 
 class TextTokenizer:
@@ -65,11 +66,20 @@ class TextTokenizer:
                 yield start, ids
 
     def _encode(self, texts: list[str]) -> list[Ids]:
-        return [np.array(encoding.ids, dtype=np.int32) for encoding in self._tokenizer.encode_batch_fast(texts)]
+        try:
+            encodings = self._tokenizer.encode_batch_fast(texts)
+        except TypeError:
+            # How it says that a text is no valid Unicode.
+            encodings = self._tokenizer.encode_batch_fast([_valid(text) for text in texts])
+        return [np.array(encoding.ids, dtype=np.int32) for encoding in encodings]
 
     def _cut(self, text: str) -> str:
         if len(text) <= self._cut_chars:
             return text
-        # At white space, so that no word is cut in two; a text without any is left as it is.
-        space = _SPACE.search(text, self._cut_chars)
-        return text if space is None else text[: space.start()]
+        end = _END_OF_WORD.search(text, self._cut_chars)
+        return text if end is None else text[: end.start()]
+
+
+def _valid(text: str) -> str:
+    """The text with U+FFFD for halves of surrogate pairs, which are left where a client cut an emoji in two."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

@@ -15,6 +15,7 @@ The modules behind the transformer (pooling, dense layers) always compute in flo
 from __future__ import annotations
 
 import copy
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
@@ -28,9 +29,9 @@ from sophia.errors import ConfigurationError
 
 # First and largest token budgets of the search, by device. On a CPU the activations of more than about 2,000 tokens
 # fall out of the cache; a GPU wants tens of thousands.
-BUDGETS: dict[str, tuple[int, int]] = {"cpu": (256, 2_048), "cuda": (8_192, 131_072)}
-# How torch says that the CPU's memory is used up; it has no type for that.
-_CPU_OUT_OF_MEMORY = ("can't allocate memory", "not enough memory")
+BUDGETS: dict[str, tuple[int, int]] = {"cpu": (512, 2_048), "cuda": (8_192, 131_072)}
+# How memory is said to be used up by those who have no type for it: torch's CPU allocator, pinned memory, cuBLAS.
+_OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "ALLOC_FAILED")
 
 
 class TorchBackend:
@@ -55,14 +56,19 @@ class TorchBackend:
         self.padded = not packed or (self.device == "cuda" and dtype != torch.bfloat16)
         self._transformer, *self._rest = list(loaded)
         if dtype != torch.float32:
-            self._transformer = copy.deepcopy(self._transformer).to(dtype)
+            self._transformer = copy.deepcopy(self._transformer)
+            for parameter in self._transformer.parameters():
+                # Not what else the model keeps: frequencies of rotary positions need their digits.
+                parameter.data = parameter.data.to(dtype)
         model = self._transformer.model
+        # A decoder would keep the keys and values of every layer for a next token that never comes.
+        model.config.use_cache = False
         if self.padded:
-            model.set_attn_implementation("sdpa")
+            model.set_attn_implementation("sdpa" if model._supports_sdpa else "eager")
         else:
             attention.register()
             model.set_attn_implementation(attention.PACKED)
-        self._first_position = _first_position(model)
+        self._padding_position = _padding_position(model)
         self._pad = loaded.tokenizer.pad_token_id or 0
         self._typed = "token_type_ids" in loaded.tokenizer.model_input_names
         where = torch.cuda.get_device_name(self._target) if self.device == "cuda" else "cpu"
@@ -83,8 +89,8 @@ class TorchBackend:
                 return lambda: result
             landing = torch.empty(unit.shape, dtype=torch.float32, pin_memory=True)
             landing.copy_(unit, non_blocking=True)
-            landed = torch.cuda.Event()
-            landed.record()
+            # On the stream of the model's device, which need not be the current one.
+            landed = torch.cuda.current_stream(unit.device).record_event()
 
         def wait() -> Vectors:
             with self._memory():
@@ -109,7 +115,7 @@ class TorchBackend:
         """One row of all tokens, with transformers' names for flattened inputs."""
         lengths = [len(ids) for ids in batch]
         bounds = np.cumsum([0, *lengths], dtype=np.int32)
-        positions = np.concatenate([np.arange(length) for length in lengths]) + self._first_position
+        positions = np.concatenate([self._positions(ids) for ids in batch])
         features: dict[str, Any] = {
             "input_ids": self._tensor(np.concatenate(batch)[None]),
             "position_ids": self._tensor(positions[None]),
@@ -117,12 +123,22 @@ class TorchBackend:
             "cu_seq_lens_k": self._tensor(bounds),
             "max_length_q": max(lengths),
             "max_length_k": max(lengths),
+            # Which text a token belongs to: without it pooling works it out, and a GPU has to be waited for.
+            "seq_idx": self._tensor(np.repeat(np.arange(len(batch)), lengths)[None]),
         }
         if self._typed:
             features["token_type_ids"] = self._torch.zeros_like(features["input_ids"])
         if self.device == "cpu":
             features["sophia_runs"] = attention.runs_of(lengths)
         return features
+
+    def _positions(self, ids: Ids) -> Any:
+        """Position of each token of a text, as the model itself counts them."""
+        if self._padding_position is None:
+            return np.arange(len(ids))
+        # Text may spell out a padding token, which that family counts as none.
+        seen = ids != self._padding_position
+        return np.cumsum(seen) * seen + self._padding_position
 
     def _padded(self, batch: Sequence[Ids]) -> dict[str, Any]:
         ids = np.full((len(batch), max(map(len, batch))), self._pad, dtype=np.int32)
@@ -146,18 +162,21 @@ class TorchBackend:
         """Lack of memory as the one error that callers know."""
         try:
             yield
-        except self._torch.OutOfMemoryError as error:
-            self._torch.cuda.empty_cache()
-            raise DeviceMemoryError(str(error)) from error
         except RuntimeError as error:
-            if any(sign in str(error) for sign in _CPU_OUT_OF_MEMORY):
-                raise DeviceMemoryError(str(error)) from error
-            raise
+            # The type of CUDA's allocator is a RuntimeError too.
+            if not any(sign in str(error) for sign in _OUT_OF_MEMORY):
+                raise
+            # The frames that the error holds keep the tensors of the pass: a smaller one would find no memory either.
+            traceback.clear_frames(error.__traceback__)
+            if self.device == "cuda":
+                self._torch.cuda.empty_cache()
+            raise DeviceMemoryError(str(error)) from None
 
 
-def _first_position(model: Any) -> int:
-    """Position of a text's first token. The RoBERTa family counts from behind its padding token."""
+def _padding_position(model: Any) -> int | None:
+    """The position of padding where a model counts from behind it, as the RoBERTa family does; it is the id of the
+    padding token as well."""
     embeddings: Any = getattr(model, "embeddings", None)
     if hasattr(embeddings, "create_position_ids_from_input_ids"):
-        return int(embeddings.padding_idx) + 1
-    return 0
+        return int(embeddings.padding_idx)
+    return None

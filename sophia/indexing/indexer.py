@@ -28,6 +28,8 @@ from sophia.database.connect import Database
 from sophia.documents import Key
 from sophia.embedding import Embedder, load_embedder
 from sophia.errors import BusyError, ConfigurationError, FencedError
+from sophia.indexing.backends import admit
+from sophia.indexing.batch import Figures, Row
 from sophia.indexing.building import IndexBuilder
 from sophia.indexing.leases import Lease
 from sophia.indexing.pace import HotRows, Pace
@@ -35,7 +37,7 @@ from sophia.indexing.provenance import register_run
 from sophia.indexing.repair import repair_shard
 from sophia.indexing.scan import Scanner
 from sophia.indexing.versions import IndexVersion, active_versions, ensure_version, local_indexes, require_model
-from sophia.indexing.writer import TRANSACTION_SECONDS, Figures, Row, Writer
+from sophia.indexing.writer import TRANSACTION_SECONDS, Writer
 from sophia.settings import Settings
 from sophia.stores import store_of
 
@@ -128,6 +130,9 @@ class Indexer:
     Args:
         bulk: also do the bulk lane's work; off when Dagster runs do it.
         observe: called with what each batch cost; the metrics count it.
+
+    Attributes:
+        embedders: those that were loaded so far, by model name and entry.
     """
 
     def __init__(
@@ -144,7 +149,8 @@ class Indexer:
         self._settings = settings
         self._bulk = bulk
         self._observe = observe
-        self._embedders: dict[str, Embedder] = {}
+        # By model name and the whole entry: two versions may differ in their model and not in its name.
+        self.embedders: dict[tuple[str, str], Embedder] = {}
         self._lanes: list[_Lane] = []
         self._next_reload = 0.0
         self._run = ""
@@ -198,7 +204,7 @@ class Indexer:
         known = {lane.version.id: lane for lane in self._lanes}
         self._lanes = []
         for version in active_versions(connection):
-            lane = known.get(version.id) or self._lane(version)
+            lane = known.get(version.id) or self._lane(connection, version)
             if lane is None:
                 continue
             if lane.lease is None:
@@ -215,25 +221,35 @@ class Indexer:
                     lane.lease = None
             self._lanes.append(lane)
 
-    def _lane(self, version: IndexVersion) -> _Lane | None:
-        """The lane of a version that is new here; none for one whose model is not what it was."""
+    def _lane(self, connection: Connection, version: IndexVersion) -> _Lane | None:
+        """The lane of a version that is new here; none for one whose model is not what it was, or computed otherwise
+        here than by those who write the version, too."""
         try:
             require_model(version)
         except ConfigurationError as error:
-            if version.id not in self._refused:
-                logger.error("not indexing %s", error)
-                self._refused.add(version.id)
+            self._refuse(version, error)
             return None
-        return _Lane(version, self._embedder(version), self._settings, self._run, self._observe)
+        embedder = self._embedder(version)
+        try:
+            admit(connection, version, embedder, self._run)
+        except ConfigurationError as error:
+            self._refuse(version, error)
+            return None
+        return _Lane(version, embedder, self._settings, self._run, self._observe)
+
+    def _refuse(self, version: IndexVersion, error: ConfigurationError) -> None:
+        """Say once why a version is not indexed; the others are."""
+        if version.id not in self._refused:
+            logger.error("not indexing %s", error)
+            self._refused.add(version.id)
 
     def _embedder(self, version: IndexVersion) -> Embedder:
         model = version.model
         precision = version.index.precision
-        # By the whole entry: two versions may differ in their model and not in its name.
-        key = f"{precision} {model.model_dump_json()}"
-        if key not in self._embedders:
-            self._embedders[key] = load_embedder(model, precision, self._settings)
-        return self._embedders[key]
+        key = (model.name, f"{precision} {model.model_dump_json()}")
+        if key not in self.embedders:
+            self.embedders[key] = load_embedder(model, precision, self._settings)
+        return self.embedders[key]
 
     def _live_pass(self, connection: Connection) -> bool:
         """Take one micro-batch of each version. Returns whether there was any work."""
@@ -341,7 +357,7 @@ class Indexer:
             if not self._live_pass(connection):
                 break
         beside = self._settings.indexer.beside_tokens if self._live_lately() else None
-        for embedder in self._embedders.values():
+        for embedder in self.embedders.values():
             embedder.pass_tokens = beside
 
     def _live_lately(self) -> bool:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import psycopg
 from psycopg.rows import TupleRow
@@ -22,12 +23,16 @@ from sophia.catalog import Catalog
 from sophia.catalog.models import Index
 from sophia.documents import BUCKETS, Key, bucket_range
 from sophia.embedding import Embedder
+from sophia.embedding.base import nothing
 from sophia.errors import BusyError
 from sophia.failpoints import failpoint
+from sophia.indexing.backends import admit
+from sophia.indexing.batch import Figures, Row
 from sophia.indexing.compare import Slices, compare
 from sophia.indexing.leases import Lease
 from sophia.indexing.versions import IndexVersion, ensure_version
-from sophia.indexing.writer import Figures, Row, Writer
+from sophia.indexing.watch import RepairProgress, RepairWatch
+from sophia.indexing.writer import Writer
 from sophia.settings import Profile, Settings
 from sophia.stores import store_of
 
@@ -182,10 +187,11 @@ def mend(
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """A repair run's version and writer."""
+    """A repair run's version, its writer, and what embeds for it."""
 
     version: IndexVersion
     writer: Writer
+    embedder: Embedder
 
     @classmethod
     def open(
@@ -199,14 +205,21 @@ class Session:
         *,
         run: str,
     ) -> Session:
-        """The version of the index as the catalog has it now, its store made ready, and a writer for `run`."""
+        """The version of the index as the catalog has it now, its store made ready, and a writer for `run`.
+
+        Raises:
+            ConfigurationError: the index has no store in this profile, or the embedder does not agree with what wrote
+                the version before.
+        """
         # Together: were this process killed in between, the indexer would find a version without its store.
         with connection.transaction():
             version = ensure_version(connection, catalog, index, profile)
             store = store_of(version.store)
             store.ensure(connection, version)
+        embedder = embedder_of(version)
+        admit(connection, version, embedder, run)
         size = settings.indexer.max_text_bytes
-        return cls(version, Writer(version, store, embedder_of(version), size, run=run, lane="bulk"))
+        return cls(version, Writer(version, store, embedder, size, run=run, lane="bulk"), embedder)
 
     def position(self, connection: Connection) -> int:
         """The collection's position now."""
@@ -221,24 +234,37 @@ def repair_version(
     *,
     batch: int,
     deep: bool,
-    progress: Callable[[str], None] = lambda line: None,
+    progress: Callable[[RepairProgress], None] | None = None,
 ) -> Figures:
-    """Repair several shards, saying how far it is after each; then let the store finish its first load.
+    """Repair several shards; then let the store finish its first load. Returns what it cost.
+
+    Args:
+        progress: called after each shard, and in between after each batch and forward pass.
 
     Raises:
         BusyError: another run is repairing one of the shards.
     """
-    figures = Figures()
-    version = session.version
-    for number, shard in enumerate(shards, start=1):
-        part = repair_shard(connection, session.writer, shard, batch=batch, deep=deep)
-        figures.add(part)
-        progress(
-            f"{version.label}: shard {number}/{len(shards)}, {figures.documents} documents written, "
-            f"{figures.embedded} texts embedded"
+    whole = Figures()
+    watch = RepairWatch(connection, session.version, shards, session.embedder, progress) if progress else None
+    for shard in shards:
+        part = repair_shard(
+            connection,
+            session.writer,
+            shard,
+            batch=batch,
+            deep=deep,
+            between=watch.tell if watch else nothing,
+            progress=partial(watch.note, whole) if watch else _unheard,
         )
+        whole.add(part)
+        if watch:
+            watch.shard_ended()
     finish_load(connection, session.writer)
-    return figures
+    return whole
+
+
+def _unheard(so_far: Figures) -> None:
+    """Nobody wants to know how far a repair is."""
 
 
 def finish_load(connection: Connection, writer: Writer) -> None:

@@ -25,10 +25,11 @@ from psycopg.rows import TupleRow
 from sophia import sql
 from sophia.documents import BUCKETS, Key
 from sophia.failpoints import failpoint
+from sophia.indexing.batch import Figures
 from sophia.indexing.compare import Difference, Slices, compare, compare_here
 from sophia.indexing.leases import Lease
 from sophia.indexing.repair import SLICE_KEYS, mend
-from sophia.indexing.writer import Figures, Writer
+from sophia.indexing.writer import Writer
 from sophia.stores import Scope
 
 logger = logging.getLogger("sophia.scan")

@@ -200,7 +200,7 @@ def field_values(connection: Connection, version: IndexVersion, limit: int = 50)
 
 
 def why(connection: Connection, index: str, key_text: str) -> dict[str, Any]:
-    """Where a key's vectors came from: row, log position, commit time, hashes, model, code, image, run.
+    """Where a key's vectors came from: row, log position, commit time, hashes, model, backend, code, image, run.
 
     `chunks` has each stored chunk's span, hash, origin and run; `history` the key's last changes.
 

@@ -15,10 +15,12 @@ from psycopg.rows import TupleRow
 from sophia import sql
 from sophia.documents import bucket_range
 from sophia.embedding import Embedder
+from sophia.embedding.cache import uncached
+from sophia.indexing.batch import Row
 from sophia.indexing.compare import Difference, compare
 from sophia.indexing.text import Texts
+from sophia.indexing.vectors import embed_chunks
 from sophia.indexing.versions import IndexVersion
-from sophia.indexing.writer import Row
 from sophia.stores import Scope, Store
 
 Connection = psycopg.Connection[TupleRow]
@@ -35,6 +37,8 @@ class Proof:
     Attributes:
         lsn: the source position that the compared documents stand for.
         documents, chunks: what the store holds in all.
+        sampled: vectors that were computed anew and compared.
+        refused: texts of the sample that cannot be embedded any more, so that their vectors could not be compared.
         cosine_min: smallest cosine of the sample, None when there was nothing to sample.
     """
 
@@ -44,12 +48,15 @@ class Proof:
     chunks: int
     difference: Difference
     sampled: int
+    refused: int
     cosine_min: float | None
 
     @property
     def holds(self) -> bool:
-        """Whether index and source agree."""
-        return self.difference.empty and (self.cosine_min is None or self.cosine_min >= AGREEMENT)
+        """Whether index and source agree, and at least one vector of the sample, if there is any, could be compared."""
+        if self.cosine_min is None:
+            return self.difference.empty and not self.refused
+        return self.difference.empty and self.cosine_min >= AGREEMENT
 
     def listed(self, most: int) -> dict[str, list[str]]:
         """The keys that differ by kind, at most so many of each."""
@@ -63,8 +70,11 @@ class Proof:
         parked = f", parked {counts['parked']}" if counts["parked"] else ""
         pending = f" ({counts['pending']} of these are on their way)" if counts["pending"] else ""
         cosine = f", sampled cosine >= {self.cosine_min:.6f} of {self.sampled}" if self.cosine_min is not None else ""
+        refused = f", {self.refused} sampled texts cannot be embedded any more" if self.refused else ""
         verb = "equals" if self.holds else "DIFFERS from"
-        return f"{self.label} {verb} its source at LSN {self.lsn or 'unknown'}: {words}{pending}{parked}{cosine}"
+        return (
+            f"{self.label} {verb} its source at LSN {self.lsn or 'unknown'}: {words}{pending}{parked}{cosine}{refused}"
+        )
 
 
 def verify(
@@ -92,7 +102,9 @@ def verify(
         whole.add(compare(connection, version, store, Scope(*bucket_range(shard, total))))
     documents, chunks = store.counts(connection, version)
     buckets = (bucket_range(compared[0], total)[0], bucket_range(compared[-1], total)[1])
-    cosines = _sample(connection, version, store, embedder, buckets, sample, seed) if embedder is not None else []
+    cosines, refused = (
+        _sample(connection, version, store, embedder, buckets, sample, seed) if embedder is not None else ([], 0)
+    )
     part_of = f" (shards {compared[0]:x} to {compared[-1]:x})" if len(compared) < total else ""
     return Proof(
         label=version.label + part_of,
@@ -101,6 +113,7 @@ def verify(
         chunks=chunks,
         difference=whole,
         sampled=len(cosines),
+        refused=refused,
         cosine_min=min(cosines) if cosines else None,
     )
 
@@ -113,8 +126,8 @@ def _sample(
     buckets: tuple[int, int],
     size: int,
     seed: str,
-) -> list[float]:
-    """Cosines of stored and fresh vectors of one chunk of each sampled document."""
+) -> tuple[list[float], int]:
+    """Cosines of stored and fresh vectors of one chunk of each sampled document, and how many texts are refused."""
     params = {
         "version_id": version.id,
         "collection_id": version.collection_id,
@@ -138,8 +151,10 @@ def _sample(
             if chunks:
                 wanted[chunks[0].content_hash] = chunks[0].content
     stored = store.vectors(connection, version, list(wanted))
-    common = [content_hash for content_hash in wanted if content_hash in stored]
+    common = {content_hash: text for content_hash, text in wanted.items() if content_hash in stored}
     if not common:
-        return []
-    fresh = embedder.embed([wanted[content_hash] for content_hash in common])
-    return [float(np.dot(stored[content_hash], vector)) for content_hash, vector in zip(common, fresh, strict=True)]
+        return [], 0
+    # Computed, not remembered.
+    fresh = embed_chunks(uncached(embedder), common)
+    cosines = [float(np.dot(stored[content_hash], vector)) for content_hash, vector in fresh.vectors.items()]
+    return cosines, len(fresh.refused)

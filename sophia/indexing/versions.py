@@ -61,6 +61,11 @@ class IndexVersion:
         return EmbeddingModel.model_validate(self.spec["model"])
 
     @property
+    def model_fingerprint(self) -> str:
+        """Of the model that the vectors were computed with, whatever its files are now."""
+        return str(self.spec.get("model_fingerprint") or model_fingerprint(self.model, self.index.precision))
+
+    @property
     def label(self) -> str:
         """`name v2`, for people."""
         return f"{self.index_name} v{self.number}"

@@ -6,30 +6,31 @@ Invariants:
   lend theirs, and equal texts of a batch are embedded once.
 * Embedding happens outside any transaction; then one transaction checks the lease, moves the ledger (newer clock
   wins), writes the store where the ledger was moved, and advances the lane.
-* A document that cannot be indexed is parked: the reason goes to the dead letters, the ledger says `parked`, and the
-  store holds nothing of it, so that no search returns its former text as current.
+* A document that cannot be indexed, for example because a text of it cannot be embedded, is parked: the reason goes to
+  the dead letters, the ledger says `parked`, and the store holds nothing of it, so that no search returns its former
+  text as current. It is tried again when the row changes or was read again.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
-from typing import Any
 
 import psycopg
 from psycopg.rows import TupleRow
 
 from sophia import inbox, sql
-from sophia.documents import Clock, Key, Origin, parse_lsn
+from sophia.documents import Clock, Key
 from sophia.embedding import Embedder, Vectors
 from sophia.errors import DocumentError
 from sophia.failpoints import failpoint
+from sophia.indexing.batch import Figures, Row
 from sophia.indexing.leases import Lease
 from sophia.indexing.pace import Pace
 from sophia.indexing.text import Chunk, Texts
+from sophia.indexing.vectors import embed_chunks
 from sophia.indexing.versions import IndexVersion
 from sophia.stores import ChunkWrite, DocumentWrite, Store
 from sophia.stores.base import PREPARED_ROWS, vector_hash
@@ -42,71 +43,6 @@ Q = sql.load("indexing")
 FEED_KEYS = 20
 # What a transaction may take when nothing more urgent waits for it.
 TRANSACTION_SECONDS = 0.2
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """A current document and what the ledger holds of it."""
-
-    key: Key
-    bucket: int
-    position: int
-    clock: Clock
-    deleted: bool
-    missing: tuple[str, ...]
-    body: dict[str, Any] | None
-    origin: Origin
-    ledger_clock: Clock | None
-    ledger_hashes: tuple[bytes, ...]
-    ledger_vectors: tuple[bytes, ...]
-    ledger_state: str | None
-
-    @classmethod
-    def read(cls, row: TupleRow) -> Row:
-        """From a row of the queries `live`, `outdated` and `by_keys`."""
-        key, bucket, position, clock, deleted, missing, body, lsn, txid, committed_at, *ledger = row
-        ledger_clock, _deleted, content_hashes, vector_hashes, state = ledger
-        return cls(
-            Key(key),
-            bucket,
-            position,
-            Clock(*clock),
-            deleted,
-            tuple(missing),
-            body,
-            Origin(parse_lsn(lsn) if lsn else None, txid, committed_at),
-            Clock(*ledger_clock) if ledger_clock else None,
-            tuple(bytes(h) for h in content_hashes or ()),
-            tuple(bytes(h) for h in vector_hashes or ()),
-            state,
-        )
-
-
-@dataclass(slots=True)
-class Figures:
-    """What writing cost, summed over batches. `lag_ms` holds commit-to-applied times of live batches."""
-
-    documents: int = 0
-    embedded: int = 0
-    reused: int = 0
-    deleted: int = 0
-    parked: int = 0
-    tokens: int = 0
-    embed_seconds: float = 0.0
-    store_seconds: float = 0.0
-    lag_ms: list[float] = field(default_factory=list)
-
-    def add(self, other: Figures) -> None:
-        """Sum another batch into this one."""
-        self.documents += other.documents
-        self.embedded += other.embedded
-        self.reused += other.reused
-        self.deleted += other.deleted
-        self.parked += other.parked
-        self.tokens += other.tokens
-        self.embed_seconds += other.embed_seconds
-        self.store_seconds += other.store_seconds
-        self.lag_ms += other.lag_ms
 
 
 class _Moved(Exception):
@@ -266,7 +202,7 @@ class Writer:
         figures: Figures,
         between: Callable[[], None],
     ) -> list[DocumentWrite]:
-        """Decide for every chunk: keep, reuse or embed."""
+        """Decide for every chunk: keep, reuse or embed. Documents with a text that cannot be embedded join `faults`."""
         kept: set[tuple[Key, int]] = set()
         wanted: dict[bytes, str] = {}
         for row in rows:
@@ -283,16 +219,15 @@ class Writer:
         else:
             vectors = self.store.vectors(connection, self.version, list(wanted))
         figures.reused = len(kept) + len(vectors)
-        fresh = [content_hash for content_hash in wanted if content_hash not in vectors]
+        fresh = {content_hash: text for content_hash, text in wanted.items() if content_hash not in vectors}
         if fresh:
-            texts = [wanted[content_hash] for content_hash in fresh]
-            seen = self._embedder.figures.tokens
-            started = time.perf_counter()
-            computed = self._embedder.embed(texts, between)
-            figures.embed_seconds = time.perf_counter() - started
-            figures.embedded = len(texts)
-            figures.tokens = self._embedder.figures.tokens - seen
-            vectors |= dict(zip(fresh, computed, strict=True))
+            made = embed_chunks(self._embedder, fresh, between)
+            figures.embed_seconds = made.seconds
+            figures.embedded = len(made.vectors)
+            figures.tokens = made.tokens
+            vectors |= made.vectors
+            if made.refused:
+                _park_refused(chunked, faults, made.refused)
         return [self._write(row, chunked[row.key], kept, vectors, row.key in faults, figures) for row in rows]
 
     def _write(
@@ -416,6 +351,17 @@ def _unmoved(rows: Sequence[Row], kept: Sequence[Key], found: Cursor) -> bool:
     planned = {row.key: row.ledger_clock for row in rows}
     clocks = {Key(key): Clock(*clock) for key, clock in found}
     return all(clocks.get(key) == planned[key] for key in kept)
+
+
+def _park_refused(chunked: dict[Key, list[Chunk]], faults: dict[Key, str], refused: Mapping[bytes, str]) -> None:
+    """Take the chunks from documents of which one is refused, and note why."""
+    for key, chunks in chunked.items():
+        for chunk in chunks:
+            if chunk.content_hash in refused:
+                reason = refused[chunk.content_hash]
+                faults[key] = f"its text from character {chunk.start} to {chunk.end} cannot be embedded: {reason}"
+                chunked[key] = []
+                break
 
 
 def _byte_array(values: Sequence[bytes]) -> str:

@@ -16,7 +16,15 @@ from sophia.platform.reconcile import (
     make_plan,
 )
 from sophia.platform.registry import build_reconcilers
-from sophia.platform.routing import Candidate, Placement, Rejection, RoutingError, RoutingTable, Workload
+from sophia.platform.routing import (
+    Candidate,
+    Placement,
+    Rejection,
+    RoutingError,
+    RoutingTable,
+    Workload,
+    architectures_of,
+)
 from sophia.platform.secrets import status_of
 from sophia.platform.systems import (
     ContainerEngine,
@@ -45,6 +53,7 @@ __all__ = [
     "SystemUnreachableError",
     "TemplateMissingError",
     "Workload",
+    "architectures_of",
     "build_reconcilers",
     "has_errors",
     "make_plan",

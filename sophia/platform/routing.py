@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
 
-from sophia.catalog.models import Architecture, Catalog, Environment, Node, Route, Service
+from sophia.catalog.models import Architecture, Catalog, Environment, Image, Node, Route, Service
 from sophia.errors import SophiaError
 
 WorkloadKind = Literal["embedding", "batch", "realtime", "mcp", "inference", "development"]
@@ -120,16 +120,12 @@ class RoutingTable:
         if service.route is None:
             raise RoutingError(f'service "{service.name}" names no routing rule')
         route = self.catalog.route(service.route)
-        image = self.catalog.image(service.image)
-        architectures: tuple[Architecture, ...] = tuple(
-            arch for arch in ("amd64", "arm64") if f"linux/{arch}" in image.platforms
-        )
         workload = Workload(
             kind=route.workload,
             priority=route.priority,
             gpu=service.resources.gpu,
             gpu_memory_gb=route.min_gpu_memory_gb if service.resources.gpu else 0,
-            architectures=architectures,
+            architectures=architectures_of(self.catalog.image(service.image)),
         )
         return self._place(route, workload)
 
@@ -208,6 +204,12 @@ class RoutingTable:
         if workload.max_usd_hour is not None and node.price_usd_hour > workload.max_usd_hour:
             return f"costs {node.price_usd_hour:.2f} USD an hour, above {workload.max_usd_hour:.2f}"
         return None
+
+
+def architectures_of(image: Image) -> tuple[Architecture, ...]:
+    """The processor architectures that an image is built for."""
+    architectures: tuple[Architecture, ...] = ("amd64", "arm64")
+    return tuple(arch for arch in architectures if f"linux/{arch}" in image.platforms)
 
 
 def priority_class(route: Route) -> str:

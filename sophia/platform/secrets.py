@@ -19,7 +19,8 @@ from sophia.platform.text import to_yaml
 
 Status = Literal["set", "missing", "malformed"]
 
-NAME_FORM = re.compile(r"^SOPHIA_[A-Z0-9]+(_[A-Z0-9]+)*$")
+# Two underlines stand between a group of settings and a field of it.
+NAME_FORM = re.compile(r"^SOPHIA_[A-Z0-9]+(__?[A-Z0-9]+)*$")
 LONGEST_ROTATION_DAYS = 90
 LONGEST_CREDENTIAL_DAYS = 30
 
@@ -96,7 +97,7 @@ class SecretReconciler:
                 f"{entry.env} breaks the naming convention",
                 "use SOPHIA_WORDS_LIKE_THIS",
             )
-        elif entry.env != f"SOPHIA_{entry.name.upper()}":
+        elif entry.env.replace("__", "_") != f"SOPHIA_{entry.name.upper()}":
             message = f"{entry.env} is not the variable of {entry.name}"
             yield Finding("error", "variable-name", where, message, f"use SOPHIA_{entry.name.upper()}")
         days = entry.rotation_days

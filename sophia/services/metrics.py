@@ -11,7 +11,7 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import psycopg
 import uvicorn
@@ -26,7 +26,9 @@ from sophia import sql
 from sophia.capture import CaptureSource
 from sophia.capture.source import inspect_slot
 from sophia.database.connect import Database, connect
+from sophia.embedding import Embedder
 from sophia.errors import SophiaError
+from sophia.indexing.batch import Figures
 from sophia.indexing.status import (
     IndexProgress,
     IndexStatus,
@@ -36,7 +38,7 @@ from sophia.indexing.status import (
     index_status,
 )
 from sophia.indexing.versions import IndexVersion
-from sophia.indexing.writer import Figures
+from sophia.services.engine_metrics import EngineCollector
 from sophia.services.listening import listen
 from sophia.services.worker import Loop
 
@@ -192,6 +194,10 @@ class IndexerMetrics(ProcessMetrics):
             buckets=SECONDS,
             registry=self.registry,
         )
+
+    def watch(self, embedders: Mapping[tuple[str, str], Embedder]) -> None:
+        """From now on also tell the figures of an indexer's embedders, as they are at each scrape."""
+        self.registry.register(EngineCollector(lambda: [(name, each) for (name, _), each in list(embedders.items())]))
 
     def observe(self, version: IndexVersion, lane: str, figures: Figures) -> None:
         """Count one batch."""

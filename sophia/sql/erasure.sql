@@ -66,6 +66,3 @@ DELETE FROM sophia.dead_letters WHERE collection_id = %(collection_id)s AND key 
 
 -- name: erase_document
 DELETE FROM sophia.documents WHERE collection_id = %(collection_id)s AND key = %(key)s
-
--- name: transaction_id
-SELECT pg_current_xact_id()::text::bigint

@@ -47,6 +47,13 @@ WHERE d.collection_id = %(collection_id)s AND d.bucket BETWEEN %(first)s AND %(l
   AND ((l.key IS NULL AND NOT d.deleted) OR l.clock < d.clock)
 ORDER BY d.bucket LIMIT %(limit)s
 
+-- name: count_outdated
+-- How many of these there are in the first buckets of some shards.
+SELECT count(*) FROM unnest(%(firsts)s::int[]) s (first)
+JOIN sophia.documents d ON d.collection_id = %(collection_id)s AND d.bucket BETWEEN s.first AND s.first + %(width)s - 1
+LEFT JOIN sophia.ledger l ON l.version_id = %(version_id)s AND l.key = d.key
+WHERE (l.key IS NULL AND NOT d.deleted) OR l.clock < d.clock
+
 -- name: by_keys
 SELECT d.key, d.bucket, d.position, d.clock, d.deleted, d.missing, d.body, d.lsn::text, d.txid, d.committed_at,
        l.clock, l.deleted, l.content_hashes, l.vector_hashes, l.state

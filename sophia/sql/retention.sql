@@ -18,3 +18,10 @@ WHERE v.id = l.version_id AND v.state = 'retired' AND l.updated_at < now() - mak
 
 -- name: dead_letters
 DELETE FROM sophia.dead_letters WHERE last_seen < now() - make_interval(days => %(days)s)
+
+-- name: cache
+-- An entry that is in use this moment is not over its time.
+DELETE FROM sophia.embedding_cache c
+USING (SELECT model, text_hash FROM sophia.embedding_cache
+       WHERE used_on < current_date - %(days)s::int FOR UPDATE SKIP LOCKED) old
+WHERE c.model = old.model AND c.text_hash = old.text_hash

@@ -67,6 +67,8 @@ SELECT c.name AS collection, d.key, d.deleted, d.clock, d.lsn::text AS lsn, d.tx
        d.missing, t.table_name AS source_table, v.index_name AS index, v.number AS version, v.state AS version_state,
        v.model, v.fingerprint, v.store, v.store_name, l.state, l.clock AS indexed_clock, l.run,
        r.kind AS run_kind, r.code, r.image, r.host, r.started_at AS run_started_at,
+       (SELECT string_agg(b, ', ') FROM jsonb_array_elements_text(r.backends -> (v.spec ->> 'model_fingerprint')) b)
+           AS backend,
        l.updated_at AS indexed_at, l.deleted AS indexed_deleted,
        ARRAY(SELECT encode(h, 'hex') FROM unnest(l.content_hashes) h) AS content_hashes,
        (SELECT reason FROM sophia.dead_letters x WHERE x.collection_id = c.id AND x.key = d.key

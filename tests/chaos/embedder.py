@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from sophia.catalog.models import Precision
-from sophia.embedding.base import EmbeddingFigures, Kind, Vectors
+from sophia.embedding.base import EmbeddingFigures, Engine, Kind, Vectors
 from tests.chaos.tables import DIMENSION
 
 
@@ -28,6 +28,7 @@ class ChaosEmbedder:
     pass_tokens: int | None = None
     precision: Precision = "exact"
     backend = "chaos"
+    engine: Engine | None = None
 
     def __init__(self, model: str, calls: int | None = None, delay: float = 0.0) -> None:
         self.model = model
@@ -47,12 +48,18 @@ class ChaosEmbedder:
             if start:
                 between()
             time.sleep(self._delay)
+        return self._vectors(texts)
+
+    def embed_query(self, text: str) -> Vectors:
+        vector: Vectors = self.embed([text])[0]
+        return vector
+
+    def probe(self, texts: Sequence[str]) -> Vectors:
+        return self._vectors(texts)
+
+    def _vectors(self, texts: Sequence[str]) -> Vectors:
         digests = [hashlib.shake_256(f"{self.model}\0{text}".encode()).digest(2 * self.dimension) for text in texts]
         numbers = np.frombuffer(b"".join(digests), dtype=">u2").reshape(len(texts), self.dimension)
         vectors = numbers.astype(np.float32) - np.float32(32767.5)
         unit: Vectors = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
         return unit
-
-    def embed_query(self, text: str) -> Vectors:
-        vector: Vectors = self.embed([text])[0]
-        return vector

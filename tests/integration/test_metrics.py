@@ -11,11 +11,14 @@ import pytest
 
 from sophia.database import Database
 from sophia.database.embedded import EmbeddedPostgres
+from sophia.embedding.base import EmbeddingFigures
 from sophia.errors import ConfigurationError
 from sophia.indexing.indexer import Indexer
 from sophia.indexing.status import IndexProgress, index_progress, index_status
+from sophia.services.engine_metrics import EngineCollector
 from sophia.services.metrics import CaptureMetrics, IndexerMetrics, exposed
 from sophia.services.worker import Loop, keep_running
+from tests.embedders import TOKENS_PER_SECOND, HashEmbedder
 from tests.integration.conftest import Captures
 from tests.integration.library import Library
 from tests.waiting import until
@@ -48,6 +51,7 @@ def indexing(library: Library, port: int, run_loop: RunLoop) -> Iterator[tuple[h
     metrics = IndexerMetrics(library.database)
     settings = library.indexer()._settings
     indexer = Indexer(library.catalog, library.database, settings, observe=metrics.observe)
+    metrics.watch(indexer.embedders)
     loop = Loop("indexer", indexer.run, indexer.ready)
     with (
         exposed(metrics, "127.0.0.1", port, [loop], "SOPHIA_INDEXER__METRICS_PORT"),
@@ -97,6 +101,40 @@ def test_indexer_tells_what_it_did(indexing: tuple[httpx.Client, Indexer, Any], 
     assert value(text, "sophia_database_up") == 1
     assert value(text, "sophia_drift_found", index="documents") == 0
     assert value(text, "sophia_dead_letters") == 0
+
+
+def test_indexer_tells_what_its_embedders_did(indexing: tuple[httpx.Client, Indexer, Any], library: Library) -> None:
+    client, _, start = indexing
+    assert "sophia_engine_tokens_total{" not in client.get("/metrics").text, "no model is loaded"
+    library.embedder.refused = {"t\n\nbad": "its vector holds a value that is no number"}
+    for number in range(20):
+        library.put(number, body=f"bulk {number}", bulk=True)
+    library.put(20, body="bad", bulk=True)
+    start()
+    library.level()
+    until(lambda: library.parked(), "the refused document")
+    figures = library.embedder.figures
+    figures.padding, figures.cache_hits, figures.duplicates, figures.out_of_memory = 30, 4, 5, 1
+    text = client.get("/metrics").text
+    of_model = {"model": "minilm", "precision": "exact", "backend": "hash"}
+    counted = {
+        name: value(text, f"sophia_engine_{name}_total", **of_model) for name in EmbeddingFigures.__dataclass_fields__
+    }
+    assert counted == {name: pytest.approx(getattr(figures, name)) for name in counted}
+    assert (counted["texts"], counted["refused"], counted["padding"]) == (21, 1, 30)
+    speed = "sophia_engine_tokens_per_second"
+    assert value(text, speed, **of_model) == pytest.approx(TOKENS_PER_SECOND)
+    assert value(client.get("/metrics").text, speed, **of_model) == 0, "nothing was computed since the last look"
+
+
+def test_figures_of_two_embedders_of_one_name_are_one_series() -> None:
+    """Two versions may differ in their model's entry and not in its name."""
+    first, second, third = HashEmbedder(), HashEmbedder(), HashEmbedder(backend="other")
+    for embedder in (first, second, third):
+        embedder.embed(["text"])
+    collector = EngineCollector(lambda: [("minilm", first), ("minilm", second), ("minilm", third)])
+    texts = next(metric for metric in collector.collect() if metric.name == "sophia_engine_texts")
+    assert [(sample.labels["backend"], sample.value) for sample in texts.samples] == [("hash", 2), ("other", 1)]
 
 
 def test_readiness_follows_the_loop_and_health_the_process(

@@ -10,6 +10,7 @@ import pytest
 from sophia.catalog import Catalog
 from sophia.catalog.models import EmbeddingModel
 from sophia.embedding import Embedder, load_embedder, model_fingerprint
+from sophia.embedding.scheduler import Scheduler
 from sophia.errors import ConfigurationError
 from sophia.indexing.search import search
 from sophia.indexing.text import Texts
@@ -45,6 +46,23 @@ def test_between_is_called_between_two_passes_only(minilm: Embedder) -> None:
     assert calls == []
     minilm.embed([f"{number} " + "word " * 200 for number in range(4)], lambda: calls.append(1))
     assert len(calls) >= 1
+
+
+def test_shared_by_a_bulk_job_and_online_requests_it_computes_the_same_vectors(minilm: Embedder) -> None:
+    job = [f"{number} {text}" for number in range(2) for text in TEXTS]
+    queries = [f"query {number}" for number in range(12)]
+    documents, found = minilm.embed(job), [minilm.embed_query(query) for query in queries]
+    scheduler = Scheduler(minilm, online_tokens=10_000, bulk_tokens=100_000)
+    bulk = scheduler.submit(job, lane="bulk")
+    online = [scheduler.submit([query], kind="query") for query in queries]
+    order: list[str] = []
+    for name, future in [("bulk", bulk), *(("online", future) for future in online)]:
+        future.add_done_callback(lambda _, name=name: order.append(name))
+    scheduler.close(120)
+    assert order == ["online"] * len(queries) + ["bulk"]
+    assert np.abs(bulk.result(0) - documents).max() <= 1e-5
+    for future, vector in zip(online, found, strict=True):
+        assert np.abs(future.result(0)[0] - vector).max() <= 1e-5
 
 
 def test_model_of_another_dimension_is_a_clear_fault(model: EmbeddingModel) -> None:

@@ -2,92 +2,36 @@
 
 from __future__ import annotations
 
-import json
-import threading
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sophia.catalog.models import EmbeddingModel
 from sophia.embedding import load_embedder, model_fingerprint
 from sophia.embedding.packing import pack
 from sophia.errors import ConfigurationError, TemporaryError
 from sophia.settings import Settings
-
-DIMENSION = 4
-Answer = tuple[int, Any]
+from tests.endpoint import DIMENSION, Answer, Endpoint, model
 
 
-@given(st.lists(st.integers(0, 600), max_size=200), st.integers(1, 2048))
+@given(st.lists(st.integers(1, 600), max_size=200), st.integers(1, 2048))
 def test_pack_covers_each_text_once_within_the_budget(lengths: list[int], budget: int) -> None:
     batches = list(pack(lengths, lambda: budget, lambda: None))
     assert sorted(index for batch in batches for index in batch) == list(range(len(lengths)))
     for batch in batches:
-        padded = max(max(1, lengths[index]) for index in batch) * len(batch)
+        padded = max(lengths[index] for index in batch) * len(batch)
         assert padded <= budget or len(batch) == 1
     firsts = [lengths[batch[0]] for batch in batches]
     assert firsts == sorted(firsts, reverse=True)
-
-
-class Endpoint:
-    """An OpenAI-compatible server whose answers a test decides."""
-
-    def __init__(self) -> None:
-        self.requests: list[dict[str, Any]] = []
-        self.headers: list[dict[str, str]] = []
-        self.answer: Callable[[list[str]], Answer] = self.vectors
-        endpoint = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                endpoint.requests.append(body)
-                endpoint.headers.append(dict(self.headers))
-                status, answer = endpoint.answer(body["input"])
-                data = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
-                self.send_response(status)
-                self.send_header("Content-Length", str(len(data)))
-                self.end_headers()
-                self.wfile.write(data)
-
-            def log_message(self, *_: Any) -> None:
-                return
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_port}/v1"
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
-
-    def vectors(self, texts: list[str]) -> Answer:
-        """Vectors that tell the texts apart, not of length 1, in reverse order."""
-        items = [{"index": n, "embedding": [len(text), 1.0, 0.0, 0.0]} for n, text in enumerate(texts)]
-        return 200, {"data": items[::-1]}
 
 
 @pytest.fixture
 def endpoint() -> Iterator[Endpoint]:
     endpoint = Endpoint()
     yield endpoint
-    endpoint.server.shutdown()
-    endpoint.server.server_close()
-
-
-def model(url: str | None, **changes: Any) -> EmbeddingModel:
-    fields: dict[str, Any] = {
-        "name": "remote",
-        "description": "A model behind HTTP.",
-        "provider": "openai",
-        "url": url,
-        "model": "text-small",
-        "dimension": DIMENSION,
-        "max_tokens": 512,
-        "version": "1",
-    }
-    return EmbeddingModel(**(fields | changes))
+    endpoint.close()
 
 
 def test_endpoint_yields_unit_vectors_in_the_order_of_the_texts(endpoint: Endpoint, settings: Settings) -> None:
@@ -136,8 +80,7 @@ def test_wrong_answers_name_the_fault(endpoint: Endpoint, settings: Settings, an
 
 
 def test_dead_endpoint_is_temporary(endpoint: Endpoint, settings: Settings) -> None:
-    endpoint.server.shutdown()
-    endpoint.server.server_close()
+    endpoint.close()
     with pytest.raises(TemporaryError, match="does not answer"):
         load_embedder(model(endpoint.url), "exact", settings).embed(["a"])
 

@@ -23,10 +23,11 @@ from sophia.errors import SophiaError
 from sophia.indexing import status
 from sophia.indexing.search import search
 from sophia.indexing.versions import IndexVersion, active_versions, local_indexes, serving_version
-from sophia.services.console.errors import Json, NotFoundError
+from sophia.services.console.errors import NotFoundError
 from sophia.services.console.feed import Feed
 from sophia.services.console.metrics import Metrics
 from sophia.services.console.models import QueryModels
+from sophia.services.web import Json
 from sophia.settings import Settings
 
 Connection = psycopg.Connection[TupleRow]

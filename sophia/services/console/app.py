@@ -33,10 +33,11 @@ from sophia.errors import SophiaError
 from sophia.services.console import errors
 from sophia.services.console.api import Api
 from sophia.services.console.feed import Feed
-from sophia.services.console.metrics import Metrics, RequestTimer
+from sophia.services.console.metrics import Metrics
 from sophia.services.console.models import LoadEmbedder, QueryModels
 from sophia.services.console.page import PageFiles, SecurityHeaders
 from sophia.services.listening import listen
+from sophia.services.web import RequestTimer
 from sophia.settings import Settings
 
 logger = logging.getLogger("sophia.console")
@@ -86,7 +87,7 @@ def create_app(
             listening.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await listening
-            models.close()
+            await run_in_threadpool(models.close)
             await run_in_threadpool(pool.close, timeout=SHUTDOWN_SECONDS)
 
     handlers: dict[Any, ExceptionHandler] = {
@@ -113,7 +114,7 @@ def create_app(
             Mount("/static", page, name="static"),
         ],
         middleware=[
-            Middleware(RequestTimer, metrics=metrics),
+            Middleware(RequestTimer, observe=metrics.observe),
             Middleware(SecurityHeaders),
             Middleware(TrustedHostMiddleware, allowed_hosts=_hosts(settings), www_redirect=False),
         ],

@@ -2,40 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import logging
-from datetime import date, datetime
-from typing import Any
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import JSONResponse
 
 from sophia.errors import ConfigurationError, SophiaError, TemporaryError
+from sophia.services.web import Json
 
 logger = logging.getLogger("sophia.console")
 RETRY_SECONDS = 1
 
 
-class Json(JSONResponse):
-    """JSON with times in ISO 8601; answers of the API are never cached."""
-
-    def __init__(self, content: Any, status_code: int = 200, headers: dict[str, str] | None = None) -> None:
-        super().__init__(content, status_code, {"Cache-Control": "no-store"} | (headers or {}))
-
-    def render(self, content: Any) -> bytes:
-        """Compact UTF-8."""
-        return json.dumps(content, ensure_ascii=False, separators=(",", ":"), default=_encode).encode()
-
-
 class NotFoundError(SophiaError):
     """The index or the key does not exist."""
-
-
-def _encode(value: Any) -> str:
-    if isinstance(value, datetime | date):
-        return value.isoformat()
-    raise TypeError(f"{type(value).__name__} has no JSON form")
 
 
 def _answer(status: int, error: str, fix: str | None = None) -> Json:

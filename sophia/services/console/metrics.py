@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from starlette.routing import Route
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import Scope
 
 from sophia.indexing.status import IndexStatus
 from sophia.services.metrics import IndexGauges
@@ -42,41 +41,16 @@ class Metrics:
         """The database did not answer: what was known of the indexes stays."""
         self._indexes.set_database_down()
 
+    def observe(self, scope: Scope, status: int, seconds: float) -> None:
+        """Count a request; event streams, which last for hours, are left out."""
+        # Paths that do not exist share one label: they are the client's to choose, and have no bound.
+        route = _route(scope)
+        if route != "/api/events":
+            self.requests.labels(route, scope["method"], str(status)).observe(seconds)
+
     def text(self) -> bytes:
         """The exposition format."""
         return generate_latest(self._registry)
-
-
-class RequestTimer:
-    """Times every request by its route; event streams, which last for hours, are left out."""
-
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
-        self._app = app
-        self._metrics = metrics
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """ASGI entry point."""
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        started = time.perf_counter()
-        status = 500
-
-        async def send_and_note(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-            await send(message)
-
-        try:
-            await self._app(scope, receive, send_and_note)
-        finally:
-            # Paths that do not exist share one label: they are the client's to choose, and have no bound.
-            route = _route(scope)
-            if route != "/api/events":
-                self._metrics.requests.labels(route, scope["method"], str(status)).observe(
-                    time.perf_counter() - started
-                )
 
 
 def _route(scope: Scope) -> str:

@@ -1,4 +1,4 @@
-"""The embedders of queries: loaded in the background, one of each model, one query at a time.
+"""The embedders of queries: loaded in the background, one of each model, shared by all searches.
 
 A search before its model is loaded is answered at once (`ModelLoadingError`, 503 with `Retry-After`) instead of
 holding a database connection for the seconds that loading takes.
@@ -7,57 +7,28 @@ holding a database connection for the seconds that loading takes.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from threading import Lock
-from typing import Any
 
 from sophia.catalog import Catalog
 from sophia.catalog.models import EmbeddingModel, Precision
-from sophia.embedding import Embedder, Vectors
-from sophia.embedding.base import Kind
+from sophia.embedding import Embedder
+from sophia.embedding.scheduler import Scheduler
 from sophia.errors import TemporaryError
 from sophia.indexing.versions import IndexVersion, local_indexes
 from sophia.settings import Settings
 
 logger = logging.getLogger("sophia.console")
 LoadEmbedder = Callable[[EmbeddingModel, Precision, Settings], Embedder]
+# Tokens that may wait for a model: far more than the searches that the console runs at once.
+WAITING_TOKENS = 65_536
+# How long closing waits for the queries of a model; the server has ended its requests by then.
+CLOSE_SECONDS = 1.0
 
 
 class ModelLoadingError(TemporaryError):
     """The query model is not in memory yet."""
-
-
-class SharedEmbedder:
-    """An embedder that many threads may call: one at a time, in any order. Implements `Embedder`."""
-
-    def __init__(self, embedder: Embedder) -> None:
-        self.fingerprint = embedder.fingerprint
-        self.precision = embedder.precision
-        self.backend = embedder.backend
-        self.figures = embedder.figures
-        self.dimension = embedder.dimension
-        self.max_tokens = embedder.max_tokens
-        self.pass_tokens = embedder.pass_tokens
-        self._embedder = embedder
-        self._lock = Lock()
-
-    @property
-    def tokenizer(self) -> Any:
-        """The tokenizer of the model."""
-        return self._embedder.tokenizer
-
-    def embed(
-        self, texts: Sequence[str], between: Callable[[], None] = lambda: None, *, kind: Kind = "document"
-    ) -> Vectors:
-        """See `Embedder.embed`."""
-        with self._lock:
-            return self._embedder.embed(texts, between, kind=kind)
-
-    def embed_query(self, text: str) -> Vectors:
-        """See `Embedder.embed_query`."""
-        with self._lock:
-            return self._embedder.embed_query(text)
 
 
 class QueryModels:
@@ -69,7 +40,7 @@ class QueryModels:
         # Models are loaded one after another: two at once only take longer.
         self._loader = ThreadPoolExecutor(1, thread_name_prefix="console-models")
         self._lock = Lock()
-        self._embedders: dict[str, Future[SharedEmbedder]] = {}
+        self._embedders: dict[str, Future[Scheduler]] = {}
 
     def preload(self, catalog: Catalog) -> None:
         """Begin to load the models of this profile's indexes."""
@@ -96,22 +67,32 @@ class QueryModels:
             raise
 
     def close(self) -> None:
-        """Load nothing more."""
+        """Load nothing more, and end the models' threads; that of a model being loaded when it was."""
         self._loader.shutdown(wait=False, cancel_futures=True)
+        with self._lock:
+            loading = list(self._embedders.values())
+        for future in loading:
+            future.add_done_callback(_close)
 
-    def _start(self, model: EmbeddingModel, precision: Precision) -> Future[SharedEmbedder]:
+    def _start(self, model: EmbeddingModel, precision: Precision) -> Future[Scheduler]:
         key = _key(model, precision)
         with self._lock:
             if key not in self._embedders:
                 self._embedders[key] = self._loader.submit(self._make, model, precision)
             return self._embedders[key]
 
-    def _make(self, model: EmbeddingModel, precision: Precision) -> SharedEmbedder:
+    def _make(self, model: EmbeddingModel, precision: Precision) -> Scheduler:
         try:
-            return SharedEmbedder(self._load(model, precision, self._settings))
+            embedder = self._load(model, precision, self._settings)
         except Exception as error:
             logger.error("model %s cannot be loaded: %s", model.name, error)
             raise
+        return Scheduler(embedder, online_tokens=WAITING_TOKENS, bulk_tokens=WAITING_TOKENS)
+
+
+def _close(loaded: Future[Scheduler]) -> None:
+    if not loaded.cancelled() and loaded.exception() is None:
+        loaded.result().close(CLOSE_SECONDS)
 
 
 def _key(model: EmbeddingModel, precision: Precision) -> str:

@@ -48,6 +48,25 @@ def test_repair_writes_what_is_missing_once(sophia_command: Sophia, connection: 
     assert "shard 16/16" in shown.out
 
 
+@pytest.mark.usefixtures("taken", "embedder")
+def test_repair_shows_its_pace_in_lines_where_there_is_no_terminal(sophia_command: Sophia) -> None:
+    lines = sophia_command("repair", "documents").out.splitlines()
+    assert len(lines) == 17
+    assert "shard 16/16, 3 documents written, 3 texts embedded; 100,000 tokens/s, padding 0.0%" in lines[15]
+    assert lines[16] == "3 documents written, 3 texts embedded by hash"
+
+
+@pytest.mark.usefixtures("taken", "embedder")
+def test_repair_shows_a_bar_on_a_terminal(sophia_command: Sophia, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TTY_COMPATIBLE", "1")
+    shown = sophia_command("repair", "documents").out
+    assert "3/3" in shown
+    assert "100,000 tokens/s" in shown
+    assert "shard" not in shown
+    assert shown.splitlines()[-1].endswith("3 documents written, 3 texts embedded by hash")
+    assert "\x1b" not in sophia_command("repair", "documents", "--json").out
+
+
 @pytest.mark.usefixtures("embedder")
 @pytest.mark.parametrize(
     ("index", "code", "message"), [("documnets", 1, "documnets"), ("conversation_search", 2, "plan-only here")]

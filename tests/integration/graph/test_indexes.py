@@ -13,6 +13,7 @@ from sophia.catalog import Catalog
 from sophia.documents import bucket_range
 from sophia.indexing.versions import active_versions
 from sophia_assets.keys import asset_key
+from tests.embedders import TOKENS_PER_SECOND
 from tests.integration.graph.conftest import Graph
 
 KEY = asset_key("indexes", "documents")
@@ -30,6 +31,15 @@ STABLE = {
     "parked",
     "tokens",
     "tokens_per_s",
+    "roofline_share",
+    "padding_share",
+    "cache_hits",
+    "duplicates",
+    "refused",
+    "out_of_memory",
+    "backend",
+    "device",
+    "budget",
     "embed_s",
     "seconds",
     "lag_ms",
@@ -72,9 +82,45 @@ def test_a_range_holds_everything_and_says_so(graph: Graph) -> None:
     }
     assert found["dagster/row_count"] == 40
     assert found["tokens"] > 0
+    assert found["tokens_per_s"] == TOKENS_PER_SECOND
+    # Without an engine of ours there is no device.
+    assert (found["backend"], found["device"], found["budget"], found["roofline_share"]) == ("hash", "remote", 0, 0.0)
     assert found["seconds"] >= found["embed_s"] >= 0
     assert all(evaluation.passed for evaluation in graph.checks(result).values())
     assert set(graph.checks(result)) == {"equals_source", "lag", "dead_letters"}
+
+
+def test_the_run_says_how_far_it_is_and_what_is_left(graph: Graph, capfd: pytest.CaptureFixture[str]) -> None:
+    graph.put(*range(40))
+    graph.repair()
+    lines = [line for line in capfd.readouterr().err.splitlines() if " shard " in line]
+    assert len(lines) == 16
+    assert "documents v1: shard 1/16" in lines[0]
+    assert "100,000 tokens/s" in lines[0]
+    assert " left" in lines[0]
+    assert "shard 16/16, 40 documents written, 40 texts embedded" in lines[-1]
+    assert " left" not in lines[-1]
+
+
+def test_a_step_says_on_what_it_computed(graph: Graph) -> None:
+    """With an engine of ours: its device and the tokens of a forward pass, as they are after the work."""
+
+    class Engine:
+        device: Any = "cuda"
+        number = None
+        budget_tokens = 65_536
+
+        def flop_per_token(self, length: float) -> None:
+            return None
+
+    graph.embedder.engine = Engine()
+    graph.embedder.backend = "torch 2.15.0 NVIDIA H200 bfloat16 packed"
+    graph.put(1, 2)
+    graph.repair()
+    found = graph.metadata(KEY)
+    assert (found["backend"], found["device"], found["budget"]) == (graph.embedder.backend, "cuda", 65_536)
+    runs = graph.connection.execute("SELECT kind, backends FROM sophia.runs").fetchall()
+    assert [(kind, list(backends.values())) for kind, backends in runs] == [("dagster", [[graph.embedder.backend]])]
 
 
 def test_the_data_version_is_fingerprint_and_position(graph: Graph) -> None:

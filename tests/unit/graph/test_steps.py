@@ -18,6 +18,7 @@ from dagster_k8s.job import (
 
 from sophia.catalog import Catalog
 from sophia_assets.gpu import POOL, gpu_step
+from tests.catalogs import changed, replaced
 
 TAG = "dagster-k8s/config"
 
@@ -74,6 +75,23 @@ def test_pod_settings_of_every_op_are_understood(profile: str, request: pytest.F
         required = pod["affinity"]["node_affinity"]["required_during_scheduling_ignored_during_execution"]
         assert required["node_selector_terms"][0]["match_expressions"][0]["values"]
         assert job["spec"]["ttl_seconds_after_finished"] == 3600
+
+
+def test_a_step_goes_only_where_its_image_runs(catalog: Catalog) -> None:
+    """The large GPU host is arm64: work that only it can take stays away from it unless the image is built for it."""
+    batch = catalog.route("batch")
+    led_to_arm = changed(catalog, routes=replaced(catalog.routes, batch, nodes=("sophia-ai-core",)))
+    assert _hosts(led_to_arm) == ["sophia-ai-core", "sophia-production"]
+    image = led_to_arm.image("sophia-dagster")
+    amd_only = changed(led_to_arm, images=replaced(led_to_arm.images, image, platforms=("linux/amd64",)))
+    assert _hosts(amd_only) == ["sophia-production"]
+
+
+def _hosts(catalog: Catalog) -> list[str]:
+    affinity = gpu_step(catalog)["op_tags"][TAG]["pod_spec_config"]["affinity"]["node_affinity"]
+    (term,) = affinity["required_during_scheduling_ignored_during_execution"]["node_selector_terms"]
+    hosts: list[str] = term["match_expressions"][0]["values"]
+    return hosts
 
 
 def test_a_step_pod_is_never_retried_by_kubernetes(catalog: Catalog) -> None:

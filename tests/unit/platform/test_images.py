@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from importlib import metadata
 from typing import Any
 
 import pytest
+from packaging.requirements import Requirement
 
 from sophia.catalog.models import Catalog, Image
 from sophia.platform import PlatformSystems, Reconciler, SystemUnreachableError, build_reconcilers
@@ -99,6 +101,24 @@ def test_platform_that_the_base_lacks_is_a_finding(
 ) -> None:
     changed = replaced("images", "python", platforms=("linux/amd64",))
     assert "platform-missing" in rules(changed, "images", "sophia-ai-base")
+
+
+def test_images_of_gpu_work_are_built_for_every_gpu_host(catalog: Catalog) -> None:
+    """What computes with torch may be routed to any GPU host, one of which is arm64."""
+    wanted = {f"linux/{node.arch}" for node in catalog.nodes if node.gpu_count}
+    assert wanted == {"linux/amd64", "linux/arm64"}
+    for name in ("sophia-inference", "sophia-dagster"):
+        assert set(catalog.image(name).platforms) >= wanted
+
+
+@pytest.mark.skipif("+cpu" in metadata.version("torch"), reason="torch without CUDA; install it from PyPI")
+@pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
+def test_the_torch_that_is_installed_brings_cuda_on_both_architectures(machine: str) -> None:
+    """No marker of its requirements leaves CUDA out on one of them: the same lines install it in both images."""
+    environment = {"platform_machine": machine, "platform_system": "Linux", "sys_platform": "linux", "extra": ""}
+    found = [Requirement(line) for line in metadata.requires("torch") or ()]
+    needed = {each.name for each in found if each.marker is None or each.marker.evaluate(environment)}
+    assert any(name.startswith(("cuda-", "nvidia-")) for name in needed)
 
 
 def test_standard_images_are_there(reconcilers: dict[str, Reconciler[Any]]) -> None:

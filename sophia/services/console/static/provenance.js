@@ -28,7 +28,7 @@ export async function provenance(index, key, chunk = null) {
     step("Index", time(why.indexed_at, true), delay(why.received_at, why.indexed_at), [
       ["state", why.deleted ? "deleted" : why.state ?? "waiting"], ["version", `${why.index} v${why.version}`], ["run", code(why.run)],
       ["content hash", hashes.length ? el("span", {}, ...hashes.slice(0, 4).map((hash) => el("code", { class: "hash", title: hash }, hash)), hashes.length > 4 ? ` and ${count(hashes.length - 4)} more` : "") : null]]),
-    step("Model", null, null, [["name", code(why.model)], ["fingerprint", el("code", { class: "hash", title: why.fingerprint }, why.fingerprint)], ["store", code(`${why.store} ${why.store_name}`)]]));
+    step("Model", null, null, [["name", code(why.model)], ["backend", code(why.backend)], ["fingerprint", el("code", { class: "hash", title: why.fingerprint }, why.fingerprint)], ["store", code(`${why.store} ${why.store_name}`)]]));
   const rows = why.history.map((change) => el("tr", {},
     el("td", {}, el("span", { class: `op ${change.op}` }, operation(change))), el("td", {}, code(change.lsn) ?? "–"),
     el("td", {}, code(change.txid) ?? "–"), el("td", {}, time(change.committed_at, true)),

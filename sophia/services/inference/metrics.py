@@ -1,0 +1,86 @@
+"""Prometheus metrics of the service: its requests, what waits in the engine, and what the engine computed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
+from prometheus_client.registry import Collector
+from starlette.types import Scope
+
+from sophia.services.inference.access import note_of
+from sophia.services.inference.models import Loading
+
+BUCKETS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.5, 10.0, 30.0)
+FIGURES = {
+    "texts": "Texts that the engine was asked for.",
+    "tokens": "Tokens that the engine computed.",
+    "padding": "Tokens computed in vain, to make the texts of a pass equally long.",
+    "passes": "Forward passes.",
+    "seconds": "Time of the forward passes.",
+    "duplicates": "Texts that equalled another of the same call.",
+    "cache_hits": "Texts answered by the cache.",
+    "refused": "Texts that cannot be embedded.",
+    "out_of_memory": "Forward passes that had to be split.",
+}
+
+
+class Metrics:
+    """The metrics of one service, in a registry of its own."""
+
+    def __init__(self, loading: Loading) -> None:
+        self._registry = CollectorRegistry()
+        self._requests = Histogram(
+            "sophia_inference_request_seconds",
+            "Time to the end of the answer.",
+            ("route", "method", "status"),
+            buckets=BUCKETS,
+            registry=self._registry,
+        )
+        self._texts = Counter("sophia_inference_texts", "Texts of requests.", ("route",), registry=self._registry)
+        self._tokens = Counter("sophia_inference_tokens", "Tokens of requests.", ("route",), registry=self._registry)
+        self._registry.register(_Engine(loading))
+
+    def observe(self, scope: Scope, status: int, seconds: float) -> None:
+        """Count a request."""
+        kept = note_of(scope)
+        self._requests.labels(kept.route, scope["method"], str(status)).observe(seconds)
+        if kept.texts:
+            self._texts.labels(kept.route).inc(kept.texts)
+        if kept.tokens:
+            self._tokens.labels(kept.route).inc(kept.tokens)
+
+    def text(self) -> bytes:
+        """The exposition format."""
+        return generate_latest(self._registry)
+
+
+class _Engine(Collector):
+    """What the engine counts itself, read at the time of the scrape."""
+
+    def __init__(self, loading: Loading) -> None:
+        self._loading = loading
+
+    def collect(self) -> Iterator[Metric]:
+        """Nothing but `loaded` before the models are."""
+        yield GaugeMetricFamily("sophia_inference_loaded", "1 once the models are loaded.", self._loading.done)
+        if not self._loading.done:
+            return
+        scheduler = self._loading.functions.scheduler
+        yield InfoMetricFamily(
+            "sophia_inference_model",
+            "The embedding model.",
+            {
+                "model": self._loading.functions.model.name,
+                "precision": scheduler.precision,
+                "backend": scheduler.backend,
+                "fingerprint": scheduler.fingerprint,
+            },
+        )
+        waiting = GaugeMetricFamily("sophia_inference_waiting_tokens", "Tokens that wait.", labels=("lane",))
+        waiting.add_metric(("online",), scheduler.waiting("online"))
+        waiting.add_metric(("bulk",), scheduler.waiting("bulk"))
+        yield waiting
+        for name, text in FIGURES.items():
+            yield CounterMetricFamily(f"sophia_engine_{name}", text, getattr(scheduler.figures, name))

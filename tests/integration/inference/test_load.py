@@ -1,0 +1,142 @@
+"""More than can be done at once: lanes, overload, time-outs, clients that leave."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import httpx
+import pytest
+
+from sophia.services.inference import models
+from tests.embedders import HashEmbedder
+from tests.inference import Gate
+from tests.integration.inference.conftest import Serve
+from tests.waiting import until
+
+
+def waiting(client: httpx.Client, lane: str) -> float:
+    """Tokens that wait in a lane, as the metrics have it."""
+    start = f'sophia_inference_waiting_tokens{{lane="{lane}"}} '
+    return next(
+        float(line[len(start) :]) for line in client.get("/metrics").text.splitlines() if line.startswith(start)
+    )
+
+
+def counted(client: httpx.Client, route: str, status: int) -> bool:
+    """Whether a request of that route ended with that status."""
+    line = f'sophia_inference_request_seconds_count{{method="POST",route="{route}",status="{status}"}} '
+    return any(each.startswith(line) for each in client.get("/metrics").text.splitlines())
+
+
+@pytest.mark.parametrize(
+    ("texts", "lane"),
+    [
+        (["short"] * 32, "online"),
+        (["short"] * 33, "bulk"),
+        (["a" * 2_000] * 4, "online"),
+        (["a" * 2_000] * 5, "bulk"),
+    ],
+)
+def test_large_requests_take_the_bulk_lane(
+    served: Serve, hash_embedder: HashEmbedder, texts: list[str], lane: str
+) -> None:
+    client, gate = served(), Gate(hash_embedder)
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(client.post, "/embed", json={"text": "hold"})
+        assert gate.reached.wait(30)
+        second = pool.submit(client.post, "/embed", json={"texts": texts})
+        try:
+            until(lambda: waiting(client, lane) > 0, f"a request in the {lane} lane")
+        finally:
+            gate.opened.set()
+        assert [first.result().status_code, second.result().status_code] == [200, 200]
+
+
+@pytest.mark.parametrize("route", ["/embed", "/v1/embeddings"])
+def test_overload_is_said_at_once(served: Serve, hash_embedder: HashEmbedder, route: str) -> None:
+    client, gate = served(online_tokens=100), Gate(hash_embedder)
+    text = "a" * 360
+    body = {"text": text} if route == "/embed" else {"input": text, "model": "minilm"}
+    with ThreadPoolExecutor(2) as pool:
+        running = pool.submit(client.post, "/embed", json={"text": "hold"})
+        assert gate.reached.wait(30)
+        accepted = pool.submit(client.post, route, json=body)
+        try:
+            until(lambda: waiting(client, "online") > 0, "the request that fits")
+            refused = client.post(route, json=body)
+        finally:
+            gate.opened.set()
+        assert refused.status_code == 429
+        assert 1 <= int(refused.headers["Retry-After"]) <= 60
+        assert [running.result().status_code, accepted.result().status_code] == [200, 200]
+    assert client.post(route, json=body).status_code == 200
+
+
+def test_what_takes_too_long_is_answered_and_given_up(served: Serve, hash_embedder: HashEmbedder) -> None:
+    client, gate = served(timeout_seconds=0.3), Gate(hash_embedder)
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(client.post, "/embed", json={"text": "hold"})
+        assert gate.reached.wait(30)
+        late = client.post("/embed", json={"text": "late"})
+        assert late.status_code == 504
+        assert waiting(client, "online") == 0
+        gate.opened.set()
+        assert running.result().status_code in (200, 504)
+    assert client.post("/embed", json={"text": "after"}).status_code == 200
+    assert "late" not in hash_embedder.texts
+
+
+def test_a_client_that_leaves_costs_no_computation(served: Serve, hash_embedder: HashEmbedder) -> None:
+    client, gate = served(), Gate(hash_embedder)
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(client.post, "/embed", json={"text": "hold"})
+        assert gate.reached.wait(30)
+        with socket.create_connection((client.base_url.host, client.base_url.port or 80)) as leaving:
+            body = b'{"text":"left"}'
+            leaving.sendall(
+                b"POST /embed HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
+                b"Content-Length: %d\r\n\r\n%b" % (len(body), body)
+            )
+            until(lambda: waiting(client, "online") > 0, "the request")
+        try:
+            until(lambda: waiting(client, "online") == 0, "its end")
+        finally:
+            gate.opened.set()
+        assert running.result().status_code == 200
+    assert "left" not in hash_embedder.texts
+    assert counted(client, "/embed", 499)
+
+
+class SlowSentiment:
+    """Analyses nothing until it may."""
+
+    name = "slow"
+
+    def __init__(self) -> None:
+        self.may = threading.Event()
+        self.calls: list[Sequence[str]] = []
+
+    def analyze(self, texts: Sequence[str]) -> list[Any]:
+        self.calls.append(texts)
+        assert self.may.wait(30)
+        return []
+
+
+def test_functions_beside_the_engine_are_bounded_too(served: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    slow = SlowSentiment()
+    monkeypatch.setattr(models, "load_sentiment", lambda settings: slow)
+    monkeypatch.setattr(models, "MOST_WAITING", 2)
+    client = served()
+    with ThreadPoolExecutor(3) as pool:
+        taken = [pool.submit(client.post, "/analyze", json={"text": str(i)}) for i in range(3)]
+        try:
+            refused = until(lambda: next((each.result() for each in taken if each.done()), None), "the third")
+        finally:
+            slow.may.set()
+        assert refused.status_code == 429
+        assert sorted(each.result().status_code for each in taken) == [200, 200, 429]
+    assert len(slow.calls) == 2
