@@ -99,6 +99,11 @@ class Engine(Protocol):
         """Tokens of a forward pass, as found best or lowered since for lack of memory."""
         ...
 
+    def warm_up(self, between: Callable[[], None] = nothing) -> None:
+        """Find the best budget by passes of made-up texts, which warms the device too; once. Bulk work begins with it
+        by itself, unless `pass_tokens` says that somebody has more urgent work."""
+        ...
+
     def flop_per_token(self, length: float) -> float | None:
         """Floating-point operations of a token in texts of that many tokens; None for a model of another kind."""
         ...
@@ -150,7 +155,7 @@ class Embedder(Protocol):
         ...
 
     def probe(self, texts: Sequence[str]) -> Vectors:
-        """Vectors of a few short texts without any prefix, computed now: from no cache, and counted nowhere.
+        """Vectors of a few short texts without any prefix, computed by this process: no cache, no count.
 
         Raises:
             TemporaryError: what computes them is away or overloaded.

@@ -75,6 +75,7 @@ class LocalEmbedder:
         self._prefixes: dict[Kind, str] = {"document": model.document_prefix, "query": model.query_prefix}
         self._backend = backend
         self._cost = cost
+        self._probed: tuple[tuple[str, ...], Vectors] | None = None
         self._front = TextTokenizer(tokenizer, max_tokens)
         self._budget = TokenBudget(budget or backend.first_budget)
         self._searched = budget is not None
@@ -127,8 +128,10 @@ class LocalEmbedder:
         return vector
 
     def probe(self, texts: Sequence[str]) -> Vectors:
-        """See `Embedder.probe`: in one forward pass."""
-        return self._backend.start(self._front.encode(texts))()
+        """See `Embedder.probe`: in one forward pass, once for the same texts."""
+        if self._probed is None or self._probed[0] != tuple(texts):
+            self._probed = tuple(texts), self._backend.start(self._front.encode(texts))()
+        return self._probed[1]
 
     def warm_up(self, between: Callable[[], None] = nothing) -> None:
         """Find the best budget by passes of made-up texts, which warms the device too; once, and only while nobody

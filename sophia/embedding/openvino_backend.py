@@ -17,6 +17,7 @@ computed by all threads together.
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from itertools import pairwise
@@ -38,7 +39,14 @@ PART_TOKENS = 64
 # A pass that leaves half of the threads idle is computed by all together when it has at least so many tokens.
 TOGETHER_TOKENS = 128
 # How OpenVINO says that memory is used up; it has no type for that.
-_OUT_OF_MEMORY = ("Failed to allocate", "bad_alloc", "out of memory", "out_of_memory", "not enough memory")
+_OUT_OF_MEMORY = (
+    "Failed to allocate",
+    "can't alloc",
+    "bad_alloc",
+    "out of memory",
+    "out_of_memory",
+    "not enough memory",
+)
 
 
 class OpenVinoBackend:
@@ -85,6 +93,8 @@ class OpenVinoBackend:
         except (RuntimeError, MemoryError) as error:
             # After an error the graph holds shapes of a pass that was not finished: it would fail, or mix them up.
             self._requests.clear()
+            # The frames that the error holds keep the graph, and with it the memory that the next one needs.
+            traceback.clear_frames(error.__traceback__)
             if isinstance(error, MemoryError) or any(sign in str(error) for sign in _OUT_OF_MEMORY):
                 raise DeviceMemoryError(f"{self.name}: no memory for {tokens} tokens") from None
             raise

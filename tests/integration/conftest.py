@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -17,6 +19,7 @@ from sophia.catalog import Catalog
 from sophia.database import Database
 from sophia.settings import CaptureSettings, Settings
 from tests.embedders import HashEmbedder
+from tests.integration.caches import RedisStand
 from tests.integration.library import Library
 from tests.waiting import until
 
@@ -148,6 +151,18 @@ def library(
 
     monkeypatch.setattr(indexer, "load_embedder", lambda model, precision, settings: hash_embedder)
     return Library(connection, database, small, settings, hash_embedder)
+
+
+@pytest.fixture
+def redis_server() -> Iterator[RedisStand]:
+    """A Redis server of the test's own."""
+    if not RedisStand.installed():
+        pytest.skip("redis-server is not installed; on Debian: apt-get install redis-server")
+    # A socket's path may have a hundred bytes.
+    with tempfile.TemporaryDirectory(prefix="sr", dir="/tmp") as folder:
+        stand = RedisStand(Path(folder))
+        yield stand
+        stand.close()
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -52,17 +51,6 @@ def postgres(database: Database) -> Iterator[PostgresStand]:
     stand = PostgresStand(database)
     yield stand
     stand.close()
-
-
-@pytest.fixture
-def redis_server() -> Iterator[RedisStand]:
-    if not RedisStand.installed():
-        pytest.skip("redis-server is not installed; on Debian: apt-get install redis-server")
-    # A socket's path may have a hundred bytes.
-    with tempfile.TemporaryDirectory(prefix="sr", dir="/tmp") as folder:
-        stand = RedisStand(Path(folder))
-        yield stand
-        stand.close()
 
 
 @pytest.fixture(params=["postgres", "redis_server"])
@@ -352,6 +340,7 @@ def test_a_lock_is_not_waited_for(postgres: PostgresStand, connection: Connectio
         thread.start()
         thread.join(60)
         assert not thread.is_alive(), "it waits for the lock"
+        assert not waits_for_a_lock(connection, "sophia-embedding-cache"), "the server still does"
     assert are_of(found[0], TEXTS)
 
 

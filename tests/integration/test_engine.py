@@ -26,9 +26,9 @@ from sophia.settings import load_settings
 
 # What bfloat16 may change of the nearest neighbours.
 SAME_NEAREST = 0.98
-DOCSTRINGS = 240
+DOCSTRINGS = 200
 MODULES = ("argparse", "asyncio", "collections", "datetime", "email", "heapq", "json", "logging", "os", "random", "re")
-MODULES += ("shutil", "socket", "statistics", "string", "subprocess", "tarfile", "threading", "typing", "unittest")
+MODULES += ("shutil", "socket", "statistics", "string", "subprocess", "tarfile", "threading", "unittest")
 
 ODD = {
     "empty": "",

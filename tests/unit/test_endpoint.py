@@ -97,6 +97,10 @@ def test_an_account_that_is_refused_costs_a_handful_of_requests(endpoint: Endpoi
     with pytest.raises(ConfigurationError, match="refuses with 400"):
         embedder.embed([f"text {number}" for number in range(3000)])
     assert len(endpoint.requests) <= 3
+    # Once it is paid again, the format that was not to blame is asked for as before.
+    endpoint.answer = endpoint.vectors
+    embedder.embed(["a"])
+    assert endpoint.requests[-1]["encoding_format"] == "base64"
 
 
 def test_an_account_that_is_refused_later_costs_as_little(endpoint: Endpoint, embedder: EndpointEmbedder) -> None:

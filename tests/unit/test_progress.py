@@ -217,3 +217,4 @@ def test_the_real_engine_says_what_a_share_needs(catalog: Catalog, settings: Set
     probed = embedder.probe(["one", "another"])
     assert meter.reading(1).cost.texts == 200
     assert probed.shape == (2, 384)
+    assert embedder.probe(["one", "another"]) is probed, "loading a model and opening a version ask for the same texts"

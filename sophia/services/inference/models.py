@@ -189,8 +189,9 @@ class Loading:
         summarizer = load_summarizer(self._settings)
         generator = load_generator(self._settings)
         embedder = self._load_embedder(model, settings.precision, self._settings)
+        if embedder.engine is not None:
+            # While nobody waits yet: behind a scheduler the search would hold requests up, and is never begun.
+            embedder.engine.warm_up()
         scheduler = Scheduler(embedder, online_tokens=settings.online_tokens, bulk_tokens=settings.bulk_tokens)
-        # The first pass of a model takes many times longer than those that follow.
-        scheduler.embed_query("warm")
         logger.info("model %s by %s is ready", model.name, embedder.backend)
         return Functions(model, scheduler, sentiment, summarizer, generator)

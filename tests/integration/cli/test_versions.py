@@ -11,6 +11,7 @@ from psycopg.rows import TupleRow
 
 from sophia.catalog.loader import default_path
 from tests.console import Documents
+from tests.integration.caches import RedisStand
 from tests.integration.cli.conftest import Sophia
 
 Connection = psycopg.Connection[TupleRow]
@@ -113,6 +114,31 @@ def test_erase_lists_what_it_removed_and_what_stays(
     forced = sophia_command("erase", "documents", "3", "--force", "--rewrite")
     assert forced.code == 0
     assert "its next change or copy brings it back" in forced.out
+
+
+def test_erase_reaches_the_redis_that_the_settings_name(
+    sophia_command: Sophia,
+    documents: Documents,
+    connection: Connection,
+    redis_server: RedisStand,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Also when it is not the cache in use any more."""
+    monkeypatch.setenv("SOPHIA_EMBEDDING__REDIS_URL", redis_server.url)
+    row = connection.execute("SELECT spec ->> 'model_fingerprint' FROM sophia.index_versions").fetchone()
+    assert row is not None
+    cache = redis_server.cache()
+    cache.write(row[0], cache.epoch(row[0]), {b"h" * 32: b"vector"})
+    documents.delete(2)
+    redis_server.down()
+    refused = sophia_command("erase", "documents", "2")
+    assert refused.code == 3
+    assert "Redis" in refused.err
+    redis_server.up()
+    done = sophia_command("erase", "documents", "2", "--json").json
+    assert done["removed"]["cache in Redis"] == 1
+    assert done["removed"]["documents"] == 1
+    assert redis_server.entries(row[0]) == {}
 
 
 def test_why_names_code_and_spans(sophia_command: Sophia, documents: Documents) -> None:
