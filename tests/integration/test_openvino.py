@@ -333,11 +333,11 @@ def test_lack_of_memory_is_never_answered_with_other_vectors(
     body = """
 import resource
 embedder = load_embedder(model, "exact", settings)
-texts = [f"{n} " + "some words of a long text " * 50 for n in range(64)]
+texts = [f"{n} " + "some words of a long text " * 50 for n in range(24)]
 embedder.pass_tokens = 600
 right = embedder.embed(texts)
 pages = int(Path("/proc/self/statm").read_text().split()[0])
-resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + 60_000_000,) * 2)
+resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + 25_000_000,) * 2)
 embedder.pass_tokens = None
 vectors = embedder.embed(texts)
 assert embedder.figures.out_of_memory > 0, "it did fit"

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import gc
 import threading
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass
@@ -630,6 +632,22 @@ def test_close_fails_what_is_not_done_in_time_and_the_thread_ends_behind_its_pas
     steps.go()
     until(lambda: not mine.is_alive(), "the end of the thread")
     assert len(device.passes) == 1
+
+
+@pytest.mark.parametrize("lane", ["online", "bulk"])
+def test_what_was_answered_is_given_back_at_once(device: Device, lane: Lane) -> None:
+    """Texts and vectors may be megabytes: they do not wait for the garbage collector."""
+    scheduler = Scheduler(device, online_tokens=1_000, bulk_tokens=1_000)
+    gc.disable()
+    try:
+        future = scheduler.submit([text("one")], lane=lane)
+        future.result(WAIT)
+        left = weakref.ref(future)
+        del future
+        until(lambda: left() is None, "its end")
+    finally:
+        gc.enable()
+        scheduler.close(WAIT)
 
 
 def test_huge_bulk_jobs_do_not_starve_small_ones(device: Device, steps: Steps) -> None:

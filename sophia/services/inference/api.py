@@ -74,7 +74,12 @@ async def embed(request: Request, functions: Functions, asked: schemas.EmbedRequ
 async def analyze(request: Request, functions: Functions, asked: schemas.AnalyzeRequest) -> Response:
     """Sentiment of texts."""
     note(request).texts += len(asked.given)
-    found = await functions.helper.run(functions.sentiment.analyze, asked.given)
+    stopped = Event()
+    try:
+        found = await functions.helper.run(functions.sentiment.analyze, asked.given, stopped.is_set)
+    finally:
+        # Whoever left or waited too long does not keep the thread from others.
+        stopped.set()
     results = [{"label": each.label, "score": each.score, "scores": each.scores} for each in found]
     return FastJson({"model": functions.sentiment.name, "results": results})
 

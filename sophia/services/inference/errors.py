@@ -29,7 +29,7 @@ RETRY_SECONDS = 1
 MOST_FAULTS = 20
 # As nginx has it: nobody reads this answer, but the log and the metrics show it.
 CLIENT_CLOSED_REQUEST = 499
-_CODES = {401: "invalid_api_key", 404: "model_not_found", 429: "rate_limit_exceeded"}
+_CODES = {401: "invalid_api_key", 429: "rate_limit_exceeded"}
 
 
 class CrowdedError(TemporaryError):
@@ -102,7 +102,7 @@ def answer(
 def http(request: Request, error: Exception) -> Json:
     """Unknown paths, methods, and what handlers raise on purpose."""
     assert isinstance(error, HTTPException)  # noqa: S101
-    return answer(request.scope, error.status_code, str(error.detail), code="", headers=error.headers)
+    return answer(request.scope, error.status_code, str(error.detail), headers=error.headers)
 
 
 def sophia(request: Request, error: Exception) -> Json:

@@ -3,27 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
+from prometheus_client.core import GaugeMetricFamily, InfoMetricFamily, Metric
 from prometheus_client.registry import Collector
 from starlette.types import Scope
 
+from sophia.embedding.scheduler import Scheduler
+from sophia.services.engine_metrics import EngineCollector
 from sophia.services.inference.access import note_of
 from sophia.services.inference.models import Loading
 
 BUCKETS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.5, 10.0, 30.0)
-FIGURES = {
-    "texts": "Texts that the engine was asked for.",
-    "tokens": "Tokens that the engine computed.",
-    "padding": "Tokens computed in vain, to make the texts of a pass equally long.",
-    "passes": "Forward passes.",
-    "seconds": "Time of the forward passes.",
-    "duplicates": "Texts that equalled another of the same call.",
-    "cache_hits": "Texts answered by the cache.",
-    "refused": "Texts that cannot be embedded.",
-    "out_of_memory": "Forward passes that had to be split.",
-}
 
 
 class Metrics:
@@ -41,6 +33,7 @@ class Metrics:
         self._texts = Counter("sophia_inference_texts", "Texts of requests.", ("route",), registry=self._registry)
         self._tokens = Counter("sophia_inference_tokens", "Tokens of requests.", ("route",), registry=self._registry)
         self._registry.register(_Engine(loading))
+        self._registry.register(EngineCollector(partial(_embedders, loading)))
 
     def observe(self, scope: Scope, status: int, seconds: float) -> None:
         """Count a request."""
@@ -57,7 +50,7 @@ class Metrics:
 
 
 class _Engine(Collector):
-    """What the engine counts itself, read at the time of the scrape."""
+    """Whether and which model is loaded, and what waits for it, read at the time of the scrape."""
 
     def __init__(self, loading: Loading) -> None:
         self._loading = loading
@@ -82,5 +75,7 @@ class _Engine(Collector):
         waiting.add_metric(("online",), scheduler.waiting("online"))
         waiting.add_metric(("bulk",), scheduler.waiting("bulk"))
         yield waiting
-        for name, text in FIGURES.items():
-            yield CounterMetricFamily(f"sophia_engine_{name}", text, getattr(scheduler.figures, name))
+
+
+def _embedders(loading: Loading) -> list[tuple[str, Scheduler]]:
+    return [(loading.functions.model.name, loading.functions.scheduler)] if loading.done else []

@@ -28,8 +28,9 @@ ONLINE_TEXTS = 32
 ONLINE_LENGTHS = 4
 # Requests that may wait for a function which takes one at a time.
 MOST_WAITING = 64
-# Fewer are counted at once: handing them to another thread takes longer.
-COUNT_INLINE_TOKENS = 512
+# The tokens of fewer are counted at once: handing them to another thread takes longer. Not by what the model sees of
+# them: without spaces all of a text is tokenised, which takes tenths of a second.
+COUNT_INLINE_CHARS = 2_048
 CLOSE_SECONDS = 2.0
 _R = TypeVar("_R")
 
@@ -129,7 +130,7 @@ class Functions:
             return estimate
         prefix = self.model.query_prefix if kind == "query" else self.model.document_prefix
         prefixed = [prefix + text for text in texts] if prefix else texts
-        if estimate <= COUNT_INLINE_TOKENS:
+        if sum(map(len, prefixed)) <= COUNT_INLINE_CHARS:
             encoded = self._tokens.encode(prefixed)
         else:
             encoded = await asyncio.get_running_loop().run_in_executor(self._counter, self._tokens.encode, prefixed)

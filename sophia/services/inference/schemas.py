@@ -192,7 +192,7 @@ class GenerateBody(_Choice):
     prompt: str = Field(default_factory=str, min_length=1)
     messages: list[Message] = Field(default_factory=list, min_length=1, max_length=1_000)
     max_tokens: Integer = Field(256, ge=1, le=32_768, description="Most tokens to write.")
-    temperature: float = Field(1.0, ge=0, le=2, description="0 takes the likeliest token each time.")
+    temperature: float = Field(0.7, ge=0, le=2, description="0 takes the likeliest token each time.")
     stop: list[Annotated[str, Field(min_length=1, max_length=256)]] = Field(
         default_factory=list, max_length=8, description="Texts before which the answer ends."
     )

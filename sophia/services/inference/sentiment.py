@@ -10,16 +10,15 @@ that is longer than the model sees is judged in pieces, weighted by their tokens
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from threading import Lock
 from typing import Any, Literal, Protocol
 
 import numpy as np
 
-from sophia.embedding.base import nothing
 from sophia.embedding.packing import pack
-from sophia.errors import ConfigurationError
+from sophia.errors import ConfigurationError, TemporaryError
 from sophia.services.inference.text_models import TextModel, load_text_model
 from sophia.settings import Settings
 
@@ -62,8 +61,15 @@ class Sentiment(Protocol):
     @property
     def name(self) -> str: ...
 
-    def analyze(self, texts: Sequence[str]) -> list[SentimentResult]:
-        """Sentiment of each text, in the order given."""
+    def analyze(self, texts: Sequence[str], stopped: Callable[[], bool] = lambda: False) -> list[SentimentResult]:
+        """Sentiment of each text, in the order given.
+
+        Args:
+            stopped: asked now and then. Once it is true nobody wants the results any more.
+
+        Raises:
+            TemporaryError: `stopped` said so.
+        """
         ...
 
 
@@ -89,9 +95,13 @@ class LexiconSentiment:
 
         self._analyzer = SentimentIntensityAnalyzer()
 
-    def analyze(self, texts: Sequence[str]) -> list[SentimentResult]:
+    def analyze(self, texts: Sequence[str], stopped: Callable[[], bool] = lambda: False) -> list[SentimentResult]:
         """See `Sentiment.analyze`."""
-        return [self._one(text) for text in texts]
+        results = []
+        for text in texts:
+            _go_on(stopped)
+            results.append(self._one(text))
+        return results
 
     def _one(self, text: str) -> SentimentResult:
         found = self._analyzer.polarity_scores(text)
@@ -121,7 +131,7 @@ class ModelSentiment:
         # The tokenizer's truncation is a property of it, which two threads cannot set at once.
         self._lock = Lock()
 
-    def analyze(self, texts: Sequence[str]) -> list[SentimentResult]:
+    def analyze(self, texts: Sequence[str], stopped: Callable[[], bool] = lambda: False) -> list[SentimentResult]:
         """See `Sentiment.analyze`."""
         if not texts:
             return []
@@ -132,7 +142,7 @@ class ModelSentiment:
             owners = pieces.pop("overflow_to_sample_mapping")
             lengths = [len(ids) for ids in pieces["input_ids"]]
             probabilities = np.zeros((len(lengths), len(self._values)))
-            for places in pack(lengths, lambda: PASS_TOKENS, nothing):
+            for places in pack(lengths, lambda: PASS_TOKENS, lambda: _go_on(stopped)):
                 # A model may not be asked with a text of no tokens.
                 places = [i for i in places if lengths[i]]
                 if places:
@@ -157,6 +167,11 @@ class ModelSentiment:
         scores: dict[str, float] = {label: float(share) for label, share in zip(LABELS, shares, strict=True)}
         label = LABELS[int(shares.argmax())] if shares.any() else "neutral"
         return SentimentResult(label, score, scores)
+
+
+def _go_on(stopped: Callable[[], bool]) -> None:
+    if stopped():
+        raise TemporaryError("the analysis was given up before it was done")
 
 
 def label_values(labels: Mapping[int, str]) -> dict[int, float]:

@@ -20,7 +20,6 @@ import uvicorn
 
 from sophia.catalog import Catalog
 from sophia.embedding import load_embedder
-from sophia.failpoints import failpoint
 from sophia.services.inference.access import log_to_stdout
 from sophia.services.inference.app import Service, create_service
 from sophia.services.inference.models import LoadEmbedder
@@ -87,7 +86,6 @@ async def _serve(server: _Server, service: Service, listener: socket.socket, sto
 
 async def _drain(server: _Server, service: Service, listener: socket.socket) -> None:
     service.draining = True
-    failpoint("inference.draining")
     # Closing a port resets the connections that nobody has taken yet.
     while select.select([listener], [], [], 0)[0]:
         await asyncio.sleep(0)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import dataclasses
 import json
 import socket
 import threading
@@ -16,11 +15,9 @@ import openai
 import pytest
 
 from sophia.catalog import Catalog
-from sophia.embedding.base import EmbeddingFigures
 from sophia.errors import SophiaError, TemporaryError
 from sophia.services.inference import models
 from sophia.services.inference.generate import GenerateRequest, GenerateResult, RefusedRequestError
-from sophia.services.inference.metrics import FIGURES
 from sophia.settings import Settings
 from tests.embedders import HashEmbedder, hash_vector
 from tests.inference import hashed, inference
@@ -241,8 +238,10 @@ class Echo:
     def __init__(self) -> None:
         self.fails: SophiaError | None = None
         self.fails_after = 0
+        self.asked: list[GenerateRequest] = []
 
     async def generate(self, request: GenerateRequest) -> GenerateResult:
+        self.asked.append(request)
         if self.fails is not None:
             raise self.fails
         return GenerateResult(request.conversation()[-1]["content"], "stop", 3, 4)
@@ -280,6 +279,15 @@ def test_generate_answers_whole_or_as_a_stream(echo: Echo, served: Serve) -> Non
     assert streamed.text == (
         'data: {"text":"one"}\n\ndata: {"text":"two"}\n\ndata: {"text":"ü"}\n\nevent: done\ndata: {}\n\n'
     )
+
+
+def test_what_is_not_asked_for_is_as_the_document_says(echo: Echo, served: Serve) -> None:
+    client = served()
+    described = client.get("/openapi.json").json()["components"]["schemas"]["GenerateBody"]["properties"]
+    client.post("/generate", json={"prompt": "a"})
+    assert {name: getattr(echo.asked[0], name) for name in ("max_tokens", "temperature", "seed")} == {
+        name: described[name]["default"] for name in ("max_tokens", "temperature", "seed")
+    }
 
 
 def test_a_stream_that_breaks_off_says_so(echo: Echo, served: Serve) -> None:
@@ -349,7 +357,8 @@ def test_errors_below_v1_have_the_shape_of_openai(client: httpx.Client, body: An
 def test_unknown_paths_and_methods(client: httpx.Client) -> None:
     assert client.get("/nowhere").json() == {"error": "Not Found"}
     assert client.get("/embed").status_code == 405
-    assert client.get("/v1/models").json()["error"]["message"] == "Not Found"
+    unknown = client.get("/v1/models").json()["error"]
+    assert (unknown["message"], unknown["code"]) == ("Not Found", None), "a path is no model"
 
 
 def test_request_ids_are_kept_or_made(client: httpx.Client) -> None:
@@ -374,13 +383,10 @@ def test_metrics_count_requests_texts_and_passes(served: Serve, hash_embedder: H
         'sophia_inference_tokens_total{route="/embed"} 4.0',
         'sophia_inference_waiting_tokens{lane="online"} 0.0',
         "sophia_inference_loaded 1.0",
-        f"sophia_engine_passes_total {float(hash_embedder.figures.passes)}",
+        'sophia_engine_passes_total{backend="hash",model="minilm",precision="exact"} '
+        f"{float(hash_embedder.figures.passes)}",
     ):
         assert line in text.splitlines()
-
-
-def test_every_figure_of_the_engine_is_a_metric() -> None:
-    assert set(FIGURES) == {field.name for field in dataclasses.fields(EmbeddingFigures)}
 
 
 def test_a_fault_of_ours_tells_nothing_of_the_text(

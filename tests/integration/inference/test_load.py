@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import socket
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
 import pytest
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 
+from sophia.embedding.base import Ids
+from sophia.embedding.tokens import TextTokenizer
 from sophia.services.inference import models
 from tests.embedders import HashEmbedder
 from tests.inference import Gate
@@ -119,10 +123,12 @@ class SlowSentiment:
     def __init__(self) -> None:
         self.may = threading.Event()
         self.calls: list[Sequence[str]] = []
+        self.stopped = 0
 
-    def analyze(self, texts: Sequence[str]) -> list[Any]:
+    def analyze(self, texts: Sequence[str], stopped: Callable[[], bool]) -> list[Any]:
         self.calls.append(texts)
-        assert self.may.wait(30)
+        until(lambda: self.may.is_set() or stopped(), "leave to go on")
+        self.stopped += stopped()
         return []
 
 
@@ -140,3 +146,31 @@ def test_functions_beside_the_engine_are_bounded_too(served: Serve, monkeypatch:
         assert refused.status_code == 429
         assert sorted(each.result().status_code for each in taken) == [200, 200, 429]
     assert len(slow.calls) == 2
+
+
+def test_an_analysis_that_nobody_waits_for_is_given_up(served: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    slow = SlowSentiment()
+    monkeypatch.setattr(models, "load_sentiment", lambda settings: slow)
+    client = served(timeout_seconds=0.2)
+    assert client.post("/analyze", json={"text": "late"}).status_code == 504
+    until(lambda: slow.stopped == 1, "its end")
+
+
+def test_a_long_text_is_not_tokenised_on_the_event_loop(
+    served: Serve, hash_embedder: HashEmbedder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not even one of which the model sees only the beginning."""
+    threads: dict[int, str] = {}
+
+    class Watched(TextTokenizer):
+        def encode(self, texts: Sequence[str]) -> list[Ids]:
+            threads[len(texts[0])] = threading.current_thread().name
+            return super().encode(texts)
+
+    monkeypatch.setattr(models, "TextTokenizer", Watched)
+    hash_embedder.tokenizer = Tokenizer(WordLevel({"?": 0}, unk_token="?"))
+    client = served()
+    for length in (10, 3_000):
+        assert client.post("/embed", json={"text": "語" * length}).status_code == 200
+    assert threads[3_000].startswith("count")
+    assert not threads[10].startswith("count"), "a short one is counted at once"

@@ -5,18 +5,23 @@ from __future__ import annotations
 import asyncio
 import json
 import signal
+import socket
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 
 from sophia.catalog import Catalog
+from sophia.services.inference import server
 from sophia.services.inference.app import create_service
+from sophia.services.inference.server import QUIET_SECONDS
 from sophia.settings import Settings
-from tests.inference import SLOW_VARIABLE, Process, answers
+from tests.embedders import HashEmbedder
+from tests.inference import SLOW_VARIABLE, Process, answers, hashed, inference
 from tests.waiting import until
 
 CLIENTS = 8
@@ -81,6 +86,63 @@ def test_no_accepted_request_is_lost_when_it_ends(start: Start) -> None:
     assert len(asked) == sum(len(caller.answers) for caller in callers)
 
 
+REQUEST = (
+    b"POST /embed HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: 12\r\n\r\n"
+    b'{"text":"a"}'
+)
+
+
+@pytest.mark.parametrize("sent", ["before", "after"])
+def test_what_the_kernel_had_accepted_is_answered(
+    settings: Settings, catalog: Catalog, monkeypatch: pytest.MonkeyPatch, sent: str
+) -> None:
+    """Connections of which the process knows nothing yet when it begins to end, since its loop was busy. They ask
+    before the port is closed, or a moment after."""
+    drain = server._drain
+    late = [socket.socket() for _ in range(20)]
+
+    def ask() -> None:
+        for connection in late:
+            connection.sendall(REQUEST)
+
+    async def drain_with_a_backlog(ending: Any, service: Any, listener: socket.socket) -> None:
+        for connection in late:
+            connection.settimeout(30)
+            connection.connect(listener.getsockname())
+        if sent == "before":
+            ask()
+        else:
+            ending.servers = [Closing(each, threading.Timer(0.3, ask).start) for each in ending.servers]
+        await drain(ending, service, listener)
+
+    monkeypatch.setattr(server, "_drain", drain_with_a_backlog)
+    # The moment that they get; over as soon as all are answered.
+    monkeypatch.setattr(server, "QUIET_SECONDS", 20.0)
+    try:
+        with inference(settings, catalog, hashed(HashEmbedder())):
+            pass
+        assert [connection.recv(64).partition(b"\r\n")[0] for connection in late] == [b"HTTP/1.1 200 OK"] * 20
+    finally:
+        for connection in late:
+            connection.close()
+
+
+class Closing:
+    """A listening server that calls something when it is closed for the first time."""
+
+    def __init__(self, real: Any, then: Callable[[], None]) -> None:
+        self._real = real
+        self._then = [then]
+
+    def close(self) -> None:
+        self._real.close()
+        while self._then:
+            self._then.pop()()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._real, name)
+
+
 def ask_twice(process: Process, pool: ThreadPoolExecutor) -> list[Future[httpx.Response]]:
     """Two requests: one that is being computed until `open`, and one that waits for it."""
     running = pool.submit(httpx.post, f"{process.address}/embed", json={"text": "hold"}, timeout=60)
@@ -97,7 +159,8 @@ def test_running_requests_end_behind_a_closed_port(start: Start) -> None:
         asked = ask_twice(process, pool)
         process.popen.send_signal(signal.SIGTERM)
         until(lambda: not answers(process.address, "/health"), "the port's end")
-        assert not any(each.done() for each in asked)
+        # Neither is given up when the moment for connections that have not asked yet is over.
+        assert not wait(asked, timeout=4 * QUIET_SECONDS, return_when=FIRST_COMPLETED).done
         process.open()
         ended = [each.result() for each in asked]
     assert [(each.status_code, each.headers["Connection"]) for each in ended] == [(200, "close")] * 2
@@ -118,13 +181,17 @@ def test_what_does_not_end_in_time_is_told_so(start: Start) -> None:
 
 
 def test_ready_says_that_it_ends(settings: Settings, catalog: Catalog) -> None:
-    service = create_service(settings, catalog)
+    service = create_service(settings, catalog, load=lambda model, precision, settings: HashEmbedder())
+    service.loading.start()
+    until(lambda: service.loading.done, "the models")
     service.draining = True
 
     async def ask() -> httpx.Response:
         transport = httpx.ASGITransport(service.app)
         async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
-            return await client.get("/ready")
+            answer = await client.get("/ready")
+        await service.loading.close(1)
+        return answer
 
     answer = asyncio.run(ask())
     assert (answer.status_code, answer.json(), answer.headers["Connection"]) == (503, {"status": "ending"}, "close")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from sophia.errors import ConfigurationError
+from sophia.errors import ConfigurationError, TemporaryError
 from sophia.services.inference.sentiment import LABELS, Sentiment, SentimentResult, label_values, load_sentiment
 from sophia.settings import InferenceSettings, load_settings
 from tests.text_models import save_causal, save_classifier
@@ -48,6 +48,24 @@ def test_lexicon_keeps_the_order(lexicon: Sentiment) -> None:
     results = lexicon.analyze(["good", "bad", "table", "good"])
     assert [result.label for result in results] == ["positive", "negative", "neutral", "positive"]
     assert lexicon.analyze([]) == []
+
+
+@pytest.mark.parametrize("by", ["lexicon", "model"])
+def test_an_analysis_that_nobody_wants_is_given_up(by: str, tmp_path: Path, lexicon: Sentiment) -> None:
+    sentiment = lexicon
+    if by == "model":
+        sentiment = _model(save_classifier(tmp_path, ["negative", "positive"], [0.0, 1.0]))
+    asked = 0
+
+    def stopped() -> bool:
+        nonlocal asked
+        asked += 1
+        return True
+
+    # As many as do not fit into one pass of the model.
+    with pytest.raises(TemporaryError, match="given up"):
+        sentiment.analyze(["word " * 200] * 100, stopped)
+    assert asked == 1
 
 
 def test_lexicon_reads_a_long_text_to_its_end(lexicon: Sentiment) -> None:
