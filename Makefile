@@ -43,6 +43,9 @@ bench: install
 	$(BIN)/python -m benchmarks.initial_load --overhead
 	$(BIN)/python -m benchmarks.growth
 	$(BIN)/python -m benchmarks.search_scale
+	$(BIN)/python -m benchmarks.embedding
+	$(BIN)/python -m benchmarks.inference
+	$(BIN)/python -m benchmarks.inference --precision fast
 
 # Resumes where it was interrupted; `make chaos ARGS=--fresh` starts over.
 chaos: install

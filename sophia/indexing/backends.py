@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from time import monotonic
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -27,6 +28,10 @@ Q = sql.load("provenance")
 _PROBES_HASH = hashlib.sha256("\0".join(PROBES).encode()).digest()
 # Probed once a process, however many versions an embedder feeds.
 _probed: WeakKeyDictionary[Embedder, Vectors] = WeakKeyDictionary()
+# An indexer looks at a version that it may not feed each second, between its live work: an endpoint that refuses the
+# account is asked this seldom.
+ASK_AGAIN_SECONDS = 30.0
+_refusals: WeakKeyDictionary[Embedder, tuple[float, str]] = WeakKeyDictionary()
 
 
 def admit(connection: Connection, version: IndexVersion, embedder: Embedder, run: str) -> None:
@@ -35,7 +40,7 @@ def admit(connection: Connection, version: IndexVersion, embedder: Embedder, run
     An endpoint that does not answer is not compared: it writes nothing either.
 
     Raises:
-        ConfigurationError: it does not agree; both backends are named.
+        ConfigurationError: it does not agree, and both backends are named; or its endpoint refuses every text.
     """
     vectors = _vectors_of(embedder)
     params = {"model": version.model_fingerprint, "backend": embedder.backend, "run": run, "probes": _PROBES_HASH}
@@ -50,8 +55,14 @@ def admit(connection: Connection, version: IndexVersion, embedder: Embedder, run
 
 def _vectors_of(embedder: Embedder) -> Vectors | None:
     if embedder not in _probed:
+        refused = _refusals.get(embedder)
+        if refused is not None and monotonic() - refused[0] < ASK_AGAIN_SECONDS:
+            raise ConfigurationError(refused[1])
         try:
             _probed[embedder] = embedder.probe(PROBES)
+        except ConfigurationError as error:
+            _refusals[embedder] = monotonic(), str(error)
+            raise
         except TemporaryError as error:
             logger.warning("%s is not compared with other backends: %s", embedder.backend, error)
             return None

@@ -168,6 +168,22 @@ def test_an_endpoint_that_is_away_is_compared_next_time(library: Library, caplog
     assert "is not compared with other backends" in caplog.text
 
 
+def test_an_endpoint_that_refuses_the_account_is_not_asked_all_the_time(
+    library: Library, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Locked(HashEmbedder):
+        def probe(self, texts: Sequence[str]) -> Vectors:
+            super().probe(texts)
+            raise ConfigurationError("the endpoint refuses with 401")
+
+    locked = Locked(backend="endpoint text-small")
+    for seconds, asked in ((60, 1), (60, 1), (0, 2)):
+        monkeypatch.setattr(backends, "ASK_AGAIN_SECONDS", seconds)
+        with pytest.raises(ConfigurationError, match="refuses with 401"):
+            admit(library.connection, library.version(), locked, "run")
+        assert len(locked.probes) == asked * len(PROBES)
+
+
 # ---- who asks ----------------------------------------------------------------------------------------------
 
 

@@ -87,6 +87,8 @@ def test_sophia_embeds_with_the_hash_endpoint(settings: Settings) -> None:
         ["changes"],
         ["initial_load"],
         ["growth"],
+        ["embedding", "--arms", "exact torch", "fast torch"],
+        ["inference"],
     ],
     ids=" ".join,
 )

@@ -19,7 +19,7 @@ from psycopg.rows import TupleRow
 from sophia import failpoints
 from sophia.catalog import Catalog
 from sophia.catalog.models import EmbeddingModel, Retention
-from sophia.database import Database, embedded
+from sophia.database import Database
 from sophia.database.embedded import EmbeddedPostgres, running_url
 from sophia.embedding import RefusedTextsError, Vectors, load_embedder, model_fingerprint, postgres_cache, redis_cache
 from sophia.embedding import cache as cache_module
@@ -384,7 +384,7 @@ def test_an_embedded_server_is_used_while_it_runs_and_never_started(server: Embe
 
 def test_an_embedded_server_that_just_ends_does_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its file was whole when it was looked at, and is not when it is read."""
-    monkeypatch.setattr(embedded, "_complete", lambda pgdata: True)
+    monkeypatch.setattr("sophia.database.embedded._complete", lambda pgdata: True)
     (tmp_path / "postmaster.pid").write_text("12\n")
     assert running_url(tmp_path) is None
 
