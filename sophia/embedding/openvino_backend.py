@@ -27,7 +27,7 @@ import numpy as np
 
 from sophia.catalog.models import Precision
 from sophia.embedding.base import DeviceMemoryError, Ids, Vectors
-from sophia.embedding.conversion import import_openvino, openvino_model
+from sophia.embedding.conversion import Number, import_openvino, openvino_model
 from sophia.embedding.loading import plain_tokenizer
 from sophia.embedding.tokens import TextTokenizer
 from sophia.settings import Settings
@@ -72,10 +72,12 @@ class OpenVinoBackend:
         self._hint = "bf16" if halves else "f32"
         number = "int8" if precision == "int8" else "bfloat16" if halves else "float32"
         self.name = f"openvino {version('openvino')} cpu {number} padded"
-        front = TextTokenizer(plain_tokenizer(loaded), loaded.max_seq_length)
-        self._model = openvino_model(
-            loaded, "int8" if precision == "int8" else "float32", fingerprint, settings.home / "models", front.encode
-        )
+
+        def encode(texts: Sequence[str]) -> list[Ids]:
+            return TextTokenizer(plain_tokenizer(loaded), loaded.max_seq_length).encode(texts)
+
+        form: Number = "int8" if precision == "int8" else "float32"
+        self._model = openvino_model(loaded, form, fingerprint, settings.home / "models", encode)
         self._rest = list(loaded)[1:]
         self._pad = loaded.tokenizer.pad_token_id or 0
         self._threads = settings.embedding.threads or torch.get_num_threads()
@@ -85,11 +87,12 @@ class OpenVinoBackend:
 
     def start(self, batch: Sequence[Ids]) -> Callable[[], Vectors]:
         """See `Backend.start`."""
-        parts = self._parts(batch)
+        order = sorted(range(len(batch)), key=lambda i: -len(batch[i]))
+        parts = self._parts([batch[i] for i in order])
         tokens = sum(map(len, batch))
         together = 2 * len(parts) <= self._threads and tokens >= TOGETHER_TOKENS
         try:
-            vectors = self._compute([batch] if together else parts, 1 if together else self._threads)
+            found = self._compute(parts, 1 if together else self._threads)
         except (RuntimeError, MemoryError) as error:
             # After an error the graph holds shapes of a pass that was not finished: it would fail, or mix them up.
             self._requests.clear()
@@ -98,29 +101,32 @@ class OpenVinoBackend:
             if isinstance(error, MemoryError) or any(sign in str(error) for sign in _OUT_OF_MEMORY):
                 raise DeviceMemoryError(f"{self.name}: no memory for {tokens} tokens") from None
             raise
+        vectors = np.empty_like(found)
+        vectors[order] = found
         return lambda: vectors
 
     def _compute(self, parts: Sequence[Sequence[Ids]], streams: int) -> Vectors:
+        """Vectors of parts, one behind the other. As many parts as there are streams are computed at a time."""
+        requests = self._requests_of(streams)
         inputs = [self._padded(part) for part in parts]
-        requests = self._requests_of(streams)[: len(parts)]
-        for request, (ids, mask) in zip(requests, inputs, strict=True):
-            # Not `infer`, which keeps errors to itself and leaves the vectors of the pass before.
-            request.start_async({"ids": ids, "mask": mask}, share_inputs=True)
-        faults = []
-        for request in requests:
-            # All of them, since a request that still computes reads its inputs.
-            try:
-                request.wait()
-            except RuntimeError as error:
-                faults.append(error)
+        found: list[Vectors] = []
+        faults: list[RuntimeError] = []
+        for started in range(len(parts) + streams):
+            landing = started - streams
+            if 0 <= landing < len(parts):
+                # All of them, after a fault too: a request that still computes reads its inputs.
+                try:
+                    requests[landing % streams].wait()
+                    found.append(self._pooled(requests[landing % streams].get_output_tensor(0).data, *inputs[landing]))
+                except RuntimeError as error:
+                    faults.append(error)
+            if started < len(parts) and not faults:
+                ids, mask = inputs[started]
+                # Not `infer`, which keeps errors to itself and leaves the vectors of the pass before.
+                requests[started % streams].start_async({"ids": ids, "mask": mask}, share_inputs=True)
         if faults:
             raise faults[0]
-        return np.concatenate(
-            [
-                self._pooled(request.get_output_tensor(0).data, *each)
-                for request, each in zip(requests, inputs, strict=True)
-            ]
-        )
+        return np.concatenate(found)
 
     def _requests_of(self, streams: int) -> list[Any]:
         """A request for each stream, of the model compiled for so many streams."""
@@ -140,12 +146,22 @@ class OpenVinoBackend:
         return self._requests[streams]
 
     def _parts(self, batch: Sequence[Ids]) -> list[Sequence[Ids]]:
-        """A batch in runs of about as many tokens, one for each thread that is worth it."""
-        ends = np.cumsum([len(ids) for ids in batch])
+        """A batch, longest first, in runs: of about as many tokens for each thread that is worth it, and cut where that
+        saves padding that is worth a part."""
+        lengths = [len(ids) for ids in batch]
+        ends = np.cumsum(lengths)
         number = int(min(self._threads, len(batch), max(1, ends[-1] // PART_TOKENS)))
-        cuts = np.searchsorted(ends, ends[-1] * np.arange(1, number) / number) + 1
-        bounds = sorted({0, *(int(cut) for cut in cuts), len(batch)})
-        return [batch[start:end] for start, end in pairwise(bounds)]
+        bounds = {
+            0,
+            len(batch),
+            *(int(cut) + 1 for cut in np.searchsorted(ends, ends[-1] * np.arange(1, number) / number)),
+        }
+        longest = lengths[0]
+        for place, length in enumerate(lengths):
+            if place in bounds or (longest - length) * (len(batch) - place) >= PART_TOKENS:
+                bounds.add(place)
+                longest = length
+        return [batch[start:end] for start, end in pairwise(sorted(bounds))]
 
     def _padded(self, batch: Sequence[Ids]) -> tuple[Any, Any]:
         lengths = np.array([len(ids) for ids in batch])

@@ -68,6 +68,7 @@ class Scheduler:
 
     Attributes:
         pass_tokens: most tokens of a bulk pass; None for as many as `BULK_SECONDS` hold, which it never exceeds.
+        died: why its thread ended before `close`, if it did: from then on every call fails with this.
     """
 
     def __init__(self, embedder: Embedder, *, online_tokens: int, bulk_tokens: int) -> None:
@@ -86,6 +87,7 @@ class Scheduler:
         self._online = Queue(online_tokens, Pace(ONLINE_SECONDS), self._room)
         self._bulk = Queue(bulk_tokens, Pace(BULK_SECONDS), self._room)
         self._unfinished: set[Request] = set()
+        self.died: TemporaryError | None = None
         self._ended: str | None = None
         self._seen = replace(embedder.figures)
         self._thread = Thread(target=self._run, name="embedding", daemon=True)
@@ -232,6 +234,7 @@ class Scheduler:
             died = TemporaryError(reason)
             died.__cause__ = error
             self._fail_all(died)
+            self.died = died
         finally:
             self._embedder.pass_tokens = before
 

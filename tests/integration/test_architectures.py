@@ -201,6 +201,7 @@ def _attention(**fixed: Any) -> Callable[[pytest.MonkeyPatch], None]:
         pytest.param("qwen3", _attention(is_causal=False), id="causal mask lost"),
         pytest.param("bert", _attention(is_causal=True), id="causal mask added"),
         pytest.param("modernbert", _attention(sliding_window=None), id="window lost"),
+        pytest.param("modernbert-wide", _attention(sliding_window=None), id="wide window lost"),
         pytest.param("mistral-window", _attention(sliding_window=None), id="causal window lost"),
         pytest.param("bert", _attention(scaling=1.0), id="another scale"),
     ],

@@ -219,9 +219,9 @@ def test_lack_of_memory_as_torch_says_it(exact: LocalEmbedder, monkeypatch: pyte
         patch.setattr(exact._backend._transformer, "forward", forward)  # type: ignore[attr-defined]
         gc.disable()
         try:
-            with pytest.raises(DeviceMemoryError, match="can't allocate memory"):
+            with pytest.raises(DeviceMemoryError, match="can't allocate memory") as caught:
                 exact.probe(["one"])
-            assert held[0]() is None
+            assert held[0]() is None, f"{caught.value!r} holds it"
         finally:
             gc.enable()
         with pytest.raises(RefusedTextsError, match="do not fit into the memory of cpu"):

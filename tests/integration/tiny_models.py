@@ -44,6 +44,8 @@ ARCHITECTURES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "distilbert": ("DistilBertModel", "DistilBertConfig", _COMMON | _DISTILBERT),
     "mpnet": ("MPNetModel", "MPNetConfig", _ENCODER),
     "modernbert": ("ModernBertModel", "ModernBertConfig", _TRANSFORMER | _MODERNBERT),
+    # The window of the published models.
+    "modernbert-wide": ("ModernBertModel", "ModernBertConfig", _TRANSFORMER | _MODERNBERT | {"local_attention": 128}),
     "qwen3": ("Qwen3Model", "Qwen3Config", _DECODER),
     "llama": ("LlamaModel", "LlamaConfig", _DECODER),
     "mistral-window": ("MistralModel", "MistralConfig", _DECODER | {"sliding_window": 16}),

@@ -138,14 +138,10 @@ class Functions:
 
 
 class Loading:
-    """Loads the functions in the background.
-
-    Attributes:
-        error: why it could not, for the process to end with.
-    """
+    """Loads the functions in the background."""
 
     def __init__(self, settings: Settings, model: EmbeddingModel, load: LoadEmbedder) -> None:
-        self.error: SophiaError | None = None
+        self._error: SophiaError | None = None
         self._settings = settings
         self._model = model
         self._load_embedder = load
@@ -161,6 +157,11 @@ class Loading:
     def done(self) -> bool:
         """Whether everything is loaded."""
         return self._functions is not None
+
+    @property
+    def error(self) -> SophiaError | None:
+        """Why they could not be loaded, or embed nothing any more, for the process to end with."""
+        return self._error if self._functions is None else self._functions.scheduler.died
 
     @property
     def functions(self) -> Functions:
@@ -179,10 +180,10 @@ class Loading:
         try:
             self._functions = self._load()
         except SophiaError as error:
-            self.error = error
+            self._error = error
         except Exception as error:
             # Whatever a library says of files that it cannot use.
-            self.error = ConfigurationError(f"a model cannot be loaded: {type(error).__name__}: {error}")
+            self._error = ConfigurationError(f"a model cannot be loaded: {type(error).__name__}: {error}")
 
     def _load(self) -> Functions:
         settings, model = self._settings.inference, self._model

@@ -41,6 +41,7 @@ def serve(
 
     Raises:
         ConfigurationError: the address cannot be listened on or would be open to all, or a model cannot be loaded.
+        TemporaryError: the engine's thread has died; another process can serve.
     """
     inference = settings.inference
     service = create_service(settings, catalog, load=load)

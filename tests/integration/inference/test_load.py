@@ -13,11 +13,15 @@ import pytest
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 
+from sophia.catalog import Catalog
 from sophia.embedding.base import Ids
 from sophia.embedding.tokens import TextTokenizer
+from sophia.errors import TemporaryError
 from sophia.services.inference import models
+from sophia.services.inference.server import serve
+from sophia.settings import InferenceSettings, Settings
 from tests.embedders import HashEmbedder
-from tests.inference import Gate
+from tests.inference import Gate, answers, free_port, hashed
 from tests.integration.inference.conftest import Serve
 from tests.waiting import until
 
@@ -174,3 +178,28 @@ def test_a_long_text_is_not_tokenised_on_the_event_loop(
         assert client.post("/embed", json={"text": "語" * length}).status_code == 200
     assert threads[3_000].startswith("count")
     assert not threads[10].startswith("count"), "a short one is counted at once"
+
+
+def test_a_service_whose_engine_has_died_ends(
+    settings: Settings, catalog: Catalog, hash_embedder: HashEmbedder
+) -> None:
+    """It would answer 503 to everything and still pass for ready."""
+
+    class PanicError(BaseException):
+        """As native libraries raise it, which is no `Exception`."""
+
+    def panic(texts: Sequence[str]) -> None:
+        raise PanicError
+
+    hash_embedder.before = panic
+    port = free_port()
+    group = InferenceSettings(port=port)
+    with ThreadPoolExecutor(1) as pool:
+        serving = pool.submit(
+            serve, settings.model_copy(update={"inference": group}), catalog, load=hashed(hash_embedder)
+        )
+        address = f"http://127.0.0.1:{port}"
+        until(lambda: answers(address), "the service")
+        assert httpx.post(f"{address}/embed", json={"text": "a"}).status_code == 503
+        with pytest.raises(TemporaryError, match="died of PanicError; restart the process"):
+            serving.result(30)
