@@ -145,7 +145,7 @@ class Embedder(Protocol):
 
         Raises:
             RefusedTextsError: some of the texts cannot be embedded; it holds the vectors of the others.
-            TemporaryError: the endpoint is away or overloaded.
+            TemporaryError: the endpoint is away or overloaded, or the device has no memory left at all.
             ConfigurationError: the model answers with another dimension than configured.
         """
         ...

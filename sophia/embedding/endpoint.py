@@ -208,7 +208,7 @@ class EndpointEmbedder:
         timeout = self._client.timeout if seconds is None else httpx.Timeout(seconds, connect=5)
         try:
             response = self._client.post("embeddings", json=body, timeout=timeout)
-        except httpx.TransportError as error:
+        except httpx.RequestError as error:
             raise TemporaryError(f"model {name!r}: the endpoint does not answer: {error}") from error
         if response.status_code in _RETRIED_STATUS:
             raise EndpointBusyError(

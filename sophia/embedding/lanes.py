@@ -160,7 +160,8 @@ class Queue:
         """Take whole requests of the first one's sort, in their order; one, and more as the pace's time holds."""
         batch: list[Request] = []
         room = self.pace.tokens
-        for request in self.requests:
+        # A copy: a finaliser may cancel a future, and so drop its request, at any moment.
+        for request in list(self.requests):
             if batch and request.sort != batch[0].sort:
                 continue
             room -= request.waiting

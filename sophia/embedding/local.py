@@ -40,6 +40,8 @@ IN_FLIGHT = {"cpu": 1, "cuda": 2}
 SEARCH_TOKENS = 20_000
 # Passes of the search, of which the fastest counts: a machine that others use too is slow now and then.
 SEARCH_PASSES = 3
+# A device that has no memory for so many has none for any text.
+FEW_TOKENS = 4
 
 
 class LocalEmbedder:
@@ -138,8 +140,11 @@ class LocalEmbedder:
         has more urgent work."""
         if self._searched:
             return
+        # Also while it searches: `between` may embed.
         self._searched = True
         self._budget.find(self._backend.largest_budget, partial(self._rate, between))
+        # Interrupted, it is begun again with the next bulk work.
+        self._searched = self.pass_tokens is None
         logger.info("%s: %d tokens a forward pass", self.backend, self._budget.tokens)
 
     def _rate(self, between: Callable[[], None], tokens: int) -> float:
@@ -229,6 +234,13 @@ class LocalEmbedder:
             else:
                 reasons[place] = "the model's vector holds a value that is no number"
 
+    def _fits(self, ids: Ids) -> bool:
+        try:
+            self._backend.start([ids])()
+        except DeviceMemoryError:
+            return False
+        return True
+
     def _again(
         self,
         batch: list[int],
@@ -242,6 +254,9 @@ class LocalEmbedder:
         self.figures.out_of_memory += 1
         self._budget.lack(tokens)
         if len(batch) == 1:
+            if not self._fits(ids[batch[0]][:FEW_TOKENS]):
+                # No fault of the text: others use up the device, and would have all texts refused.
+                raise DeviceMemoryError(f"{self.backend}: no memory for a forward pass; what else uses the device?")
             reasons[batch[0]] = f"its {tokens} tokens do not fit into the memory of {self._backend.device}"
             return
         logger.warning("%s: %d tokens do not fit into memory; now %d", self.backend, tokens, self._budget.tokens)

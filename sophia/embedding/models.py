@@ -124,6 +124,9 @@ def _local(
         if agreement.keeps(precision):
             level = logging.WARNING if precision == "int8" else logging.INFO
             logger.log(level, "model %s by %s: %s", model.name, backend.name, agreement)
+            if refused:
+                # What was passed over may have been the fast way.
+                logger.warning("model %s: not used: %s", model.name, "; ".join(refused))
             return embedder
         refused.append(f"{backend.name}: {agreement}")
     raise ConfigurationError(

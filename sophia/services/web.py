@@ -13,6 +13,14 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 # What a request cost: its scope, the status of its answer, seconds to the answer's end.
 Observe = Callable[[Scope, int, float], None]
+# Methods that have a label of their own in metrics. A client may send any word as one.
+METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+
+
+def method_label(scope: Scope) -> str:
+    """A request's method for a metric's label, of which there must be few."""
+    method: str = scope["method"]
+    return method if method in METHODS else "other"
 
 
 class Json(JSONResponse):

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from sophia.embedding import RefusedTextsError, local, tokens
-from sophia.embedding.base import EmbeddingFigures, Vectors
+from sophia.embedding.base import DeviceMemoryError, EmbeddingFigures, Vectors
 from sophia.embedding.budget import GOOD_PASSES
-from sophia.embedding.local import LocalEmbedder
+from sophia.embedding.local import FEW_TOKENS, LocalEmbedder
 from tests.passes import Passes, embedder, vector
 
 TOKENIZER = Tokenizer.from_file(str(Path(minilm).parent / "model" / "tokenizer.json"))
@@ -115,9 +115,17 @@ def test_budget_recovers_slowly(monkeypatch: pytest.MonkeyPatch) -> None:
     assert ours.figures.out_of_memory == 1
 
 
+def test_device_without_any_memory_refuses_no_text() -> None:
+    """Whoever else uses it up may go; a refused text would stay refused."""
+    backend = Passes("cpu", padded=True)
+    backend.fails = lambda sizes: "start"
+    with pytest.raises(DeviceMemoryError, match="what else uses the device"):
+        embedder(backend, TOKENIZER, 64).embed(words(20, 30))
+
+
 @settings(deadline=None)
 @given(
-    lengths=st.lists(st.integers(2, 60), max_size=25),
+    lengths=st.lists(st.integers(FEW_TOKENS + 1, 60), max_size=25),
     faults=st.lists(st.sampled_from([None, None, "start", "wait"]), max_size=40),
     device=st.sampled_from(DEVICES),
     budget=st.integers(16, 200),
@@ -134,6 +142,9 @@ def test_random_lack_of_memory(
     failed_alone: list[int] = []
 
     def fault(sizes: list[int]) -> Literal["start", "wait"] | None:
+        if sizes == [FEW_TOKENS]:
+            # The look whether the device has any memory at all.
+            return None
         kind = next(coming, None)
         if kind and len(sizes) == 1:
             failed_alone.extend(sizes)
@@ -153,7 +164,7 @@ def test_random_lack_of_memory(
     for place, text in enumerate(texts):
         assert np.array_equal(vectors[place], np.zeros(8) if place in reasons else expected([text])[0])
     assert ours.figures.tokens == sum(size for place, size in enumerate(sizes) if place not in reasons)
-    assert ours.figures.passes + ours.figures.out_of_memory == len(backend.log)
+    assert ours.figures.passes + ours.figures.out_of_memory == sum(sizes != [FEW_TOKENS] for sizes in backend.log)
 
 
 def test_vector_that_is_no_number_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

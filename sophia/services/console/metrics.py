@@ -10,6 +10,7 @@ from starlette.types import Scope
 
 from sophia.indexing.status import IndexStatus
 from sophia.services.metrics import IndexGauges
+from sophia.services.web import method_label
 
 BUCKETS = (0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
 
@@ -46,7 +47,7 @@ class Metrics:
         # Paths that do not exist share one label: they are the client's to choose, and have no bound.
         route = _route(scope)
         if route != "/api/events":
-            self.requests.labels(route, scope["method"], str(status)).observe(seconds)
+            self.requests.labels(route, method_label(scope), str(status)).observe(seconds)
 
     def text(self) -> bytes:
         """The exposition format."""

@@ -59,12 +59,15 @@ class QueryModels:
         if not future.done():
             raise ModelLoadingError(f"model {model.name!r} is being loaded; try again in a moment")
         try:
-            return future.result()
+            scheduler = future.result()
+            if scheduler.died is not None:
+                raise TemporaryError(f"model {model.name!r} is loaded again: {scheduler.died}")
         except Exception:
             # The reason may be gone by the next search (weights installed, disk freed).
             with self._lock:
                 self._embedders.pop(_key(model, version.index.precision), None)
             raise
+        return scheduler
 
     def close(self) -> None:
         """Load nothing more, and end the models' threads; that of a model being loaded when it was."""

@@ -14,6 +14,7 @@ from sophia.embedding.scheduler import Scheduler
 from sophia.services.engine_metrics import EngineCollector
 from sophia.services.inference.access import note_of
 from sophia.services.inference.models import Loading
+from sophia.services.web import method_label
 
 BUCKETS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.5, 10.0, 30.0)
 
@@ -38,7 +39,7 @@ class Metrics:
     def observe(self, scope: Scope, status: int, seconds: float) -> None:
         """Count a request."""
         kept = note_of(scope)
-        self._requests.labels(kept.route, scope["method"], str(status)).observe(seconds)
+        self._requests.labels(kept.route, method_label(scope), str(status)).observe(seconds)
         if kept.texts:
             self._texts.labels(kept.route).inc(kept.texts)
         if kept.tokens:

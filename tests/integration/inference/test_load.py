@@ -193,13 +193,15 @@ def test_a_service_whose_engine_has_died_ends(
 
     hash_embedder.before = panic
     port = free_port()
-    group = InferenceSettings(port=port)
+    settings = settings.model_copy(update={"inference": InferenceSettings(port=port)})
+    stop = threading.Event()
     with ThreadPoolExecutor(1) as pool:
-        serving = pool.submit(
-            serve, settings.model_copy(update={"inference": group}), catalog, load=hashed(hash_embedder)
-        )
-        address = f"http://127.0.0.1:{port}"
-        until(lambda: answers(address), "the service")
-        assert httpx.post(f"{address}/embed", json={"text": "a"}).status_code == 503
-        with pytest.raises(TemporaryError, match="died of PanicError; restart the process"):
-            serving.result(30)
+        serving = pool.submit(serve, settings, catalog, stop, load=hashed(hash_embedder))
+        try:
+            address = f"http://127.0.0.1:{port}"
+            until(lambda: answers(address), "the service")
+            assert httpx.post(f"{address}/embed", json={"text": "a"}).status_code == 503
+            with pytest.raises(TemporaryError, match="died of PanicError; restart the process"):
+                serving.result(30)
+        finally:
+            stop.set()
