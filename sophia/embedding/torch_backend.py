@@ -25,11 +25,12 @@ import numpy as np
 from sophia.catalog.models import Precision
 from sophia.embedding import attention
 from sophia.embedding.base import DeviceMemoryError, Ids, Vectors
+from sophia.embedding.linear import prepack
 from sophia.errors import ConfigurationError
 
-# First and largest token budgets of the search, by device. On a CPU the activations of more than about 2,000 tokens
+# First and largest token budgets of the search, by device. On a CPU the activations of more than a few thousand tokens
 # fall out of the cache; a GPU wants tens of thousands.
-BUDGETS: dict[str, tuple[int, int]] = {"cpu": (512, 2_048), "cuda": (8_192, 131_072)}
+BUDGETS: dict[str, tuple[int, int]] = {"cpu": (1_024, 4_096), "cuda": (8_192, 131_072)}
 # How memory is said to be used up by those who have no type for it: torch's CPU allocator, pinned memory, cuBLAS.
 _OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "ALLOC_FAILED")
 
@@ -61,6 +62,8 @@ class TorchBackend:
                 # Not what else the model keeps: frequencies of rotary positions need their digits.
                 parameter.data = parameter.data.to(dtype)
         model = self._transformer.model
+        if self.device == "cpu":
+            prepack(self._transformer)
         # A decoder would keep the keys and values of every layer for a next token that never comes.
         model.config.use_cache = False
         if self.padded:

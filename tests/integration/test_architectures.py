@@ -75,10 +75,10 @@ def test_architecture_agrees_one_by_one_and_in_any_batch(architecture: str, way:
     assert np.abs(embedder.embed(TEXTS) - oracle).max() <= EXACT
 
 
-@pytest.mark.parametrize("architecture", [name for name in PACKED + PADDED if name not in ("llama", "t5")])
+@pytest.mark.parametrize("architecture", [name for name in PACKED + PADDED if name != "t5"])
 def test_fast_keeps_its_promise(architecture: str, tmp_path: Path) -> None:
-    """The two that are left out have random weights for which bfloat16 is too coarse."""
-    model = tiny_models.save(tmp_path, architecture, pooling_of(architecture))
+    """With weights of the usual size; T5 is known to need more digits than bfloat16 has."""
+    model = tiny_models.save(tmp_path, architecture, pooling_of(architecture), weights=0.05)
     assert Agreement.of(load(model, "fast").embed(TEXTS), one_by_one(model, TEXTS)).cosine >= FAST
 
 

@@ -96,7 +96,7 @@ def test_architectures(torch: Any, architecture: str, way: str, tmp_path: Path) 
     """Windows, causal masks and shared heads are the kernel's here."""
     if torch.cuda.get_device_capability() < attention.VARLEN_CAPABILITY:
         pytest.skip("the variable-length kernel needs compute capability 8.0")
-    model = tiny_models.save(tmp_path, architecture, "lasttoken" if architecture == "qwen3" else "mean")
+    model = tiny_models.save(tmp_path, architecture, "lasttoken" if architecture == "qwen3" else "mean", weights=0.05)
     wanted = one_by_one(str(model.path), model.max_tokens)
     fast = load(model, "fast")
     assert fast.backend.endswith(f"bfloat16 {way}")

@@ -257,7 +257,7 @@ from sophia.embedding import conversion, load_embedder
 from sophia.settings import load_settings
 model = EmbeddingModel.model_validate_json(sys.argv[1])
 home, out = map(Path, sys.argv[2:4])
-embedding = {"backend": "openvino", "budget_tokens": 16_384, "threads": 2}
+embedding = {"backend": "openvino", "budget_tokens": 16_384, "threads": 1}
 settings = load_settings(device="cpu", home=home, embedding=embedding)
 """
 

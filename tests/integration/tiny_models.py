@@ -19,7 +19,6 @@ _COMMON: dict[str, Any] = {
     "pad_token_id": 0,
     "bos_token_id": 1,
     "eos_token_id": 2,
-    "initializer_range": 0.2,
 }
 _TRANSFORMER: dict[str, Any] = _COMMON | {
     "hidden_size": DIMENSION,
@@ -85,9 +84,13 @@ def save(
     truncation: str = "right",
     dtype: str = "float32",
     max_tokens: int = 256,
+    weights: float = 0.2,
     change: Callable[[Any], None] = lambda _: None,
 ) -> EmbeddingModel:
-    """Save such a model, and return its catalog entry. `change` gets the `SentenceTransformer` before it is saved."""
+    """Save such a model, and return its catalog entry.
+
+    `weights` is how large they are; `change` gets the `SentenceTransformer` before it is saved.
+    """
     import torch
     import transformers
     from sentence_transformers import SentenceTransformer
@@ -95,11 +98,13 @@ def save(
 
     torch.manual_seed(7)
     base_class, config_class, fields = ARCHITECTURES[architecture]
-    base = getattr(transformers, base_class)(getattr(transformers, config_class)(**fields))
+    base = getattr(transformers, base_class)(
+        getattr(transformers, config_class)(**fields | {"initializer_range": weights})
+    )
     with torch.no_grad():
         for name, parameter in base.named_parameters():
             if "bias" in name:
-                parameter.normal_(0, 0.2)
+                parameter.normal_(0, weights)
     base.to(getattr(torch, dtype)).save_pretrained(folder / "base")
     transformers.PreTrainedTokenizerFast(
         tokenizer_object=_tokenizer(specials),
