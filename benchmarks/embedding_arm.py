@@ -114,7 +114,7 @@ class Engine:
     """Sophia's engine."""
 
     def __init__(self, job: dict[str, Any], precision: Precision, backend: str) -> None:
-        shape = next(shape for name, shape in SHAPES.items() if name == job["shape"])
+        shape = SHAPES[job["shape"]]
         settings = Settings(device=job["device"], embedding=EmbeddingSettings(backend=backend), home=Path(job["home"]))
         self._embedder: Any = load_embedder(_entry(job["model"], shape), precision, settings)
         self.backend = self._embedder.backend

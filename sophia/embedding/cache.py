@@ -24,11 +24,13 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from time import monotonic
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 import numpy as np
 
-from sophia.embedding.base import Embedder, Engine, Kind, RefusedTextsError, Vectors, nothing
+from sophia.embedding.base import Embedder, Kind, RefusedTextsError, Vectors, nothing
+from sophia.embedding.duplicates import Distinct
+from sophia.embedding.wrapping import Wrapper
 from sophia.errors import ConfigurationError, TemporaryError
 from sophia.settings import Settings
 
@@ -71,7 +73,7 @@ class VectorCache(Protocol):
         ...
 
 
-class CachedEmbedder:
+class CachedEmbedder(Wrapper):
     """Implements `Embedder`: asks a cache first, and embeds what it lacks.
 
     Args:
@@ -84,13 +86,7 @@ class CachedEmbedder:
     def __init__(
         self, embedder: Embedder, cache: VectorCache, prefixes: Mapping[Kind, str], pause: float = PAUSE_SECONDS
     ) -> None:
-        self.inner = embedder
-        self.fingerprint = embedder.fingerprint
-        self.precision = embedder.precision
-        self.backend = embedder.backend
-        self.dimension = embedder.dimension
-        self.max_tokens = embedder.max_tokens
-        self.figures = embedder.figures
+        super().__init__(embedder)
         self._cache = cache
         self._prefixes = dict(prefixes)
         # Apart: a store that is full or read-only still answers.
@@ -108,52 +104,31 @@ class CachedEmbedder:
     def pass_tokens(self, tokens: int | None) -> None:
         self.inner.pass_tokens = tokens
 
-    @property
-    def tokenizer(self) -> Any:
-        """See `Embedder`."""
-        return self.inner.tokenizer
-
-    @property
-    def engine(self) -> Engine | None:
-        """See `Embedder.engine`."""
-        return self.inner.engine
-
     def embed(self, texts: Sequence[str], between: Callable[[], None] = nothing, *, kind: Kind = "document") -> Vectors:
         """See `Embedder.embed`. `between` is also called between two round trips to the cache."""
         if len(texts) <= SHORT_CALL or self._reading.paused:
             return self.inner.embed(texts, between, kind=kind)
-        places: dict[str, list[int]] = {}
-        for place, text in enumerate(texts):
-            places.setdefault(text, []).append(place)
-        distinct = list(places)
+        distinct = Distinct(texts)
         prefix = self._prefixes[kind]
-        keys = [_key(prefix + text) for text in distinct]
+        keys = [_key(prefix + text) for text in distinct.texts]
         known = self._epoch
         vectors, missing, answered = self._look_up(keys, between)
         figures = self.figures
         # The embedder itself counts the texts that it is given.
         figures.texts += len(texts) - len(missing)
-        figures.duplicates += len(texts) - len(distinct)
-        figures.cache_hits += len(distinct) - len(missing)
+        figures.duplicates += distinct.duplicates
+        figures.cache_hits += len(keys) - len(missing)
         reasons: dict[int, str] = {}
         if missing:
             try:
-                vectors[missing] = self.inner.embed([distinct[i] for i in missing], between, kind=kind)
+                vectors[missing] = self.inner.embed([distinct.texts[i] for i in missing], between, kind=kind)
             except RefusedTextsError as error:
                 vectors[missing] = error.vectors
                 reasons = {missing[place]: reason for place, reason in error.reasons.items()}
             # The store compares the epoch itself; another one here spares the round trips.
             if answered and known is not None and known == self._epoch:
                 self._store(known, keys, vectors, [i for i in missing if i not in reasons], between)
-        spread = np.empty(len(texts), dtype=np.intp)
-        for i, text in enumerate(distinct):
-            spread[places[text]] = i
-        vectors = vectors[spread]
-        if reasons:
-            raise RefusedTextsError(
-                vectors, {place: reason for i, reason in reasons.items() for place in places[distinct[i]]}
-            )
-        return vectors
+        return distinct.outcome(vectors, reasons)
 
     def embed_query(self, text: str) -> Vectors:
         """See `Embedder.embed_query`."""

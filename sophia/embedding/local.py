@@ -24,12 +24,12 @@ from sophia.embedding.base import (
     EmbeddingFigures,
     Ids,
     Kind,
-    RefusedTextsError,
     Vectors,
     nothing,
 )
 from sophia.embedding.budget import TokenBudget
 from sophia.embedding.ceiling import TransformerCost, number_format
+from sophia.embedding.duplicates import Distinct
 from sophia.embedding.packing import pack
 from sophia.embedding.tokens import TextTokenizer
 
@@ -100,29 +100,18 @@ class LocalEmbedder:
     def embed(self, texts: Sequence[str], between: Callable[[], None] = nothing, *, kind: Kind = "document") -> Vectors:
         """See `Embedder.embed`."""
         prefix = self._prefixes[kind]
-        places: dict[str, list[int]] = {}
-        for place, text in enumerate(texts):
-            places.setdefault(text, []).append(place)
-        distinct = list(places)
-        found = np.zeros((len(distinct), self.dimension), dtype=np.float32)
+        distinct = Distinct(texts)
+        found = np.zeros((len(distinct.texts), self.dimension), dtype=np.float32)
         reasons: dict[int, str] = {}
         self.figures.texts += len(texts)
-        self.figures.duplicates += len(texts) - len(distinct)
-        for start, ids in self._front.windows([prefix + text for text in distinct] if prefix else distinct):
+        self.figures.duplicates += distinct.duplicates
+        for start, ids in self._front.windows([prefix + text for text in distinct.texts]):
             if start:
                 between()
             faults = self._compute(ids, found[start : start + len(ids)], between)
             reasons |= {start + i: reason for i, reason in faults.items()}
-        vectors = found if len(distinct) == len(texts) else np.empty((len(texts), self.dimension), dtype=np.float32)
-        if vectors is not found:
-            for i, text in enumerate(distinct):
-                vectors[places[text]] = found[i]
-        if reasons:
-            self.figures.refused += len(reasons)
-            raise RefusedTextsError(
-                vectors, {place: reason for i, reason in reasons.items() for place in places[distinct[i]]}
-            )
-        return vectors
+        self.figures.refused += len(reasons)
+        return distinct.outcome(found, reasons)
 
     def embed_query(self, text: str) -> Vectors:
         """Vector of a query, shape (dimension,)."""

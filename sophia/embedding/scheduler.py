@@ -22,13 +22,14 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from threading import Condition, RLock, Thread, current_thread
-from typing import Any, Literal
+from typing import Literal
 from weakref import ref
 
 import numpy as np
 
-from sophia.embedding.base import Embedder, Engine, Kind, RefusedTextsError, Vectors, nothing
+from sophia.embedding.base import Embedder, Kind, RefusedTextsError, Vectors, nothing
 from sophia.embedding.lanes import Pace, Queue, Request, Sort
+from sophia.embedding.wrapping import Wrapper
 from sophia.errors import TemporaryError
 
 logger = logging.getLogger("sophia.embedding")
@@ -58,7 +59,7 @@ class OverloadedError(TemporaryError):
         self.retry_after = retry_after
 
 
-class Scheduler:
+class Scheduler(Wrapper):
     """Implements `Embedder` for any number of threads, with one embedder and one thread of its own.
 
     Args:
@@ -72,14 +73,8 @@ class Scheduler:
     """
 
     def __init__(self, embedder: Embedder, *, online_tokens: int, bulk_tokens: int) -> None:
-        self.fingerprint = embedder.fingerprint
-        self.precision = embedder.precision
-        self.backend = embedder.backend
-        self.dimension = embedder.dimension
-        self.max_tokens = embedder.max_tokens
-        self.figures = embedder.figures
+        super().__init__(embedder)
         self.pass_tokens = embedder.pass_tokens
-        self._embedder = embedder
         # One lock for both conditions. Re-entrant: a signal handler or a finaliser may cancel a future at any moment.
         lock = RLock()
         self._work = Condition(lock)
@@ -92,16 +87,6 @@ class Scheduler:
         self._seen = replace(embedder.figures)
         self._thread = Thread(target=self._run, name="embedding", daemon=True)
         self._thread.start()
-
-    @property
-    def tokenizer(self) -> Any:
-        """The tokenizer of the model."""
-        return self._embedder.tokenizer
-
-    @property
-    def engine(self) -> Engine | None:
-        """What computes here."""
-        return self._embedder.engine
 
     def submit(
         self, texts: Sequence[str], *, kind: Kind = "document", lane: Lane = "online", wait: bool = False
@@ -127,7 +112,7 @@ class Scheduler:
         Called on that thread, within a `between` or a done callback, it embeds directly and at once.
         """
         if current_thread() is self._thread:
-            return self._embedder.embed(texts, between, kind=kind)
+            return self.inner.embed(texts, between, kind=kind)
         return _result(self._submit(list(texts), kind, "bulk", True, between))
 
     def embed_query(self, text: str) -> Vectors:
@@ -137,7 +122,7 @@ class Scheduler:
             OverloadedError: that lane is full.
         """
         if current_thread() is self._thread:
-            return self._embedder.embed_query(text)
+            return self.inner.embed_query(text)
         vector: Vectors = _result(self.submit([text], kind="query"))[0]
         return vector
 
@@ -148,7 +133,7 @@ class Scheduler:
             OverloadedError: that lane is full.
         """
         if current_thread() is self._thread:
-            return self._embedder.probe(texts)
+            return self.inner.probe(texts)
         return _result(self._submit(list(texts), "probe", "online", False, nothing))
 
     def waiting(self, lane: Lane) -> int:
@@ -221,7 +206,7 @@ class Scheduler:
     # What follows runs on the scheduler's thread.
 
     def _run(self) -> None:
-        before = self._embedder.pass_tokens
+        before = self.inner.pass_tokens
         try:
             while self._wait():
                 self._serve_online()
@@ -236,7 +221,7 @@ class Scheduler:
             self._fail_all(died)
             self.died = died
         finally:
-            self._embedder.pass_tokens = before
+            self.inner.pass_tokens = before
 
     def _wait(self) -> bool:
         """Sleep until there is work. False when there is none and none will come."""
@@ -266,7 +251,7 @@ class Scheduler:
             self._bulk.begin(request, min(SLICE_TOKENS, int(self._bulk.pace.rate * SLICE_SECONDS)))
 
         def between() -> None:
-            self._bulk.pace.took(self._embedder.figures.since(self._seen))
+            self._bulk.pace.took(self.inner.figures.since(self._seen))
             self._serve_online()
             _stop_unwanted([request])
             request.between()
@@ -278,7 +263,7 @@ class Scheduler:
             self._compute(self._bulk, [request], self._bulk_pass(), between)
 
     def _bulk_pass(self) -> int | None:
-        if self._embedder.engine is None:
+        if self.inner.engine is None:
             # No device of ours: a request to an endpoint costs its round trip, and short ones would only be more.
             return self.pass_tokens
         tokens = self._bulk.pace.tokens
@@ -286,8 +271,8 @@ class Scheduler:
 
     def _prepare(self, pass_tokens: int | None) -> None:
         """Set the size of the next passes, and measure from here."""
-        self._embedder.pass_tokens = pass_tokens
-        self._seen = replace(self._embedder.figures)
+        self.inner.pass_tokens = pass_tokens
+        self._seen = replace(self.inner.figures)
 
     def _compute(
         self, queue: Queue, batch: list[Request], pass_tokens: int | None, between: Callable[[], None]
@@ -298,12 +283,10 @@ class Scheduler:
         self._prepare(pass_tokens)
         sort = batch[0].sort
         try:
-            vectors = (
-                self._embedder.probe(texts) if sort == "probe" else self._embedder.embed(texts, between, kind=sort)
-            )
+            vectors = self.inner.probe(texts) if sort == "probe" else self.inner.embed(texts, between, kind=sort)
         except RefusedTextsError as error:
             vectors, reasons = error.vectors, error.reasons
-        queue.pace.took(self._embedder.figures.since(self._seen))
+        queue.pace.took(self.inner.figures.since(self._seen))
         start = 0
         for request in batch:
             end = start + len(request.slice)
