@@ -13,6 +13,7 @@ from typing import Any
 from benchmarks.embedding_commands import serve
 from sophia.catalog.models import EmbeddingModel, Precision
 from sophia.embedding.models import load_embedder, model_path
+from sophia.embedding.progress import Meter
 from sophia.settings import EmbeddingSettings, Settings
 
 BASELINE = "sentence-transformers"
@@ -118,17 +119,22 @@ class Engine:
         settings = Settings(device=job["device"], embedding=EmbeddingSettings(backend=backend), home=Path(job["home"]))
         self._embedder: Any = load_embedder(_entry(job["model"], shape), precision, settings)
         self.backend = self._embedder.backend
-        self._embedder.warm_up()
-        self._seen = self._embedder.figures.since(type(self._embedder.figures)())
+        self._embedder.engine.warm_up()
+        self._meter = Meter(self._embedder, 0)
 
     def embed(self, texts: list[str]) -> Any:
         """Vectors of the texts."""
-        self._seen = self._embedder.figures.since(type(self._embedder.figures)())
+        self._meter = Meter(self._embedder, len(texts))
         return self._embedder.embed(texts)
 
     def figures(self) -> dict[str, Any]:
         """Of the last call."""
-        return {"padding_share": self._embedder.figures.since(self._seen).padding_share}
+        read = self._meter.reading(0)
+        return {
+            "padding_share": read.cost.padding_share,
+            "roofline_share": read.roofline,
+            "budget": self._embedder.engine.budget_tokens,
+        }
 
 
 ARMS: dict[str, Callable[[dict[str, Any]], Any]] = {

@@ -53,7 +53,10 @@ def mixed(tokenizer: Any, number: int) -> list[str]:
 
 
 def of_length(tokenizer: Any, tokens: int, number: int) -> list[str]:
-    """Texts of exactly so many tokens, specials included, cut from the corpus; all different."""
+    """Texts of about so many tokens, specials included, cut from the corpus; all different, by the number in front.
+
+    Decoded and encoded again a piece may have a few tokens more or less: count them with `tokens_of`.
+    """
     whole = tokenizer.encode(" ".join(docstrings()), add_special_tokens=False)
     specials = len(tokenizer.encode("").ids)
     width = tokens - specials
@@ -62,7 +65,6 @@ def of_length(tokenizer: Any, tokens: int, number: int) -> list[str]:
     while len(texts) < number:
         first, last = start % (len(whole.ids) - width), start % (len(whole.ids) - width) + width
         text = tokenizer.decode(whole.ids[first:last])
-        # Decoding and encoding again may differ by a token or two at the cut; a shorter piece makes up for it.
         texts.append(f"{len(texts)} {text}")
         start += width
     return texts

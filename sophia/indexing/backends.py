@@ -37,7 +37,7 @@ _refusals: WeakKeyDictionary[Embedder, tuple[float, str]] = WeakKeyDictionary()
 def admit(connection: Connection, version: IndexVersion, embedder: Embedder, run: str) -> None:
     """Note what computes the version's vectors in this run, and check that it agrees with what did before.
 
-    An endpoint that does not answer is not compared: it writes nothing either.
+    An endpoint that does not answer is not compared: it cannot write now, and is not asked again once it can.
 
     Raises:
         ConfigurationError: it does not agree, and both backends are named; or its endpoint refuses every text.

@@ -9,7 +9,7 @@ import pytest
 
 from sophia.catalog import Catalog
 from sophia.catalog.models import EmbeddingModel
-from sophia.embedding import Embedder, load_embedder, model_fingerprint
+from sophia.embedding import Embedder, agreement, load_embedder, model_fingerprint
 from sophia.embedding.scheduler import Scheduler
 from sophia.errors import ConfigurationError
 from sophia.indexing.search import search
@@ -38,6 +38,14 @@ def test_vectors_are_unit_vectors_in_the_order_given(minilm: Embedder) -> None:
     assert np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
     for text, vector in zip(TEXTS[:5], vectors[:5], strict=True):
         assert float(np.dot(minilm.embed([text])[0], vector)) >= 0.9998, "a vector depends on its batch"
+
+
+def test_fast_is_computed_in_float32_where_bfloat16_breaks_its_promise(
+    model: EmbeddingModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(agreement, "FAST", 0.999999)
+    fast = load_embedder(model, "fast", load_settings(device="cpu", embedding={"backend": "torch"}))
+    assert ("float32" in fast.backend, fast.precision) == (True, "fast")
 
 
 def test_between_is_called_between_two_passes_only(minilm: Embedder) -> None:

@@ -258,3 +258,12 @@ def test_a_probe_of_an_overloaded_endpoint_does_not_wait(
     with pytest.raises(TemporaryError):
         embedder.probe(["one"])
     assert (pauses, len(endpoint.requests)) == ([], 1)
+
+
+def test_answer_that_cannot_be_unpacked_is_tried_again(
+    endpoint: Endpoint, embedder: EndpointEmbedder, pauses: list[float]
+) -> None:
+    endpoint.answer = lambda texts: (200, b"no gzip at all", {"Content-Encoding": "gzip"})
+    with pytest.raises(TemporaryError, match="does not answer"):
+        embedder.embed(["a"])
+    assert len(pauses) == module.ATTEMPTS - 1

@@ -338,3 +338,19 @@ def test_no_texts_are_no_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     assert ours.embed([]).shape == (0, 8)
     assert backend.log == []
     assert ours.figures == EmbeddingFigures()
+
+
+@pytest.mark.usefixtures("quick_search")
+def test_search_that_was_broken_off_begins_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a process that was busy at its start would keep its first budget for ever."""
+    ours, _ = engine(monkeypatch, budget=None)
+    bulk = words(*[10] * 60)
+
+    def urgent() -> None:
+        ours.pass_tokens = 30
+
+    ours.embed(bulk, urgent)
+    broken_off = ours.budget_tokens
+    ours.pass_tokens = None
+    ours.embed(bulk)
+    assert (broken_off, ours.budget_tokens) == (64, 1_024)

@@ -91,3 +91,25 @@ def test_model_that_could_not_be_loaded_is_tried_again(settings: Settings, versi
         loaded(models, version)
     assert loaded(models, version).dimension == 384
     models.close()
+
+
+class PowerCutError(BaseException):
+    """Nothing that a thread outlives."""
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_model_whose_thread_has_died_is_loaded_again(settings: Settings, version: Any) -> None:
+    broken = HashEmbedder()
+
+    def cut(texts: Any) -> None:
+        raise PowerCutError
+
+    broken.before = cut
+    embedders = [HashEmbedder(), broken]
+    models = QueryModels(settings, lambda *_: embedders.pop())
+    with pytest.raises(TemporaryError, match="died"):
+        loaded(models, version).embed_query("last")
+    with pytest.raises(TemporaryError, match="is loaded again"):
+        models.embedder(version)
+    assert np.array_equal(loaded(models, version).embed_query("next"), hash_vector("next"))
+    models.close()
