@@ -17,9 +17,10 @@ def repair_shown(*, quiet: bool) -> Iterator[Callable[[RepairProgress], None] | 
     """What to call with each step of a repair; None if nothing is to be shown."""
     from rich.console import Console
 
+    console = Console()
     if quiet:
         yield None
-    elif Console().is_terminal:
+    elif console.is_terminal and not console.is_dumb_terminal:
         with _bar() as update:
             yield update
     else:

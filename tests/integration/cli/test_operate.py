@@ -59,12 +59,22 @@ def test_repair_shows_its_pace_in_lines_where_there_is_no_terminal(sophia_comman
 @pytest.mark.usefixtures("taken", "embedder")
 def test_repair_shows_a_bar_on_a_terminal(sophia_command: Sophia, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TTY_COMPATIBLE", "1")
+    monkeypatch.setenv("TERM", "xterm")
     shown = sophia_command("repair", "documents").out
     assert "3/3" in shown
     assert "100,000 tokens/s" in shown
     assert "shard" not in shown
     assert shown.splitlines()[-1].endswith("3 documents written, 3 texts embedded by hash")
     assert "\x1b" not in sophia_command("repair", "documents", "--json").out
+
+
+@pytest.mark.usefixtures("taken", "embedder")
+def test_a_terminal_that_cannot_redraw_gets_lines(sophia_command: Sophia, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TTY_COMPATIBLE", "1")
+    monkeypatch.setenv("TERM", "dumb")
+    lines = sophia_command("repair", "documents").out.splitlines()
+    assert len(lines) == 17
+    assert "shard 16/16, 3 documents written" in lines[15]
 
 
 @pytest.mark.usefixtures("embedder")
