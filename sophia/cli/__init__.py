@@ -12,7 +12,7 @@ import sys
 
 import typer
 
-from sophia.cli import operate, processes, query
+from sophia.cli import estuary, operate, processes, query
 
 app = typer.Typer(
     name="sophia",
@@ -21,7 +21,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for module in (query, operate, processes):
+for module in (query, operate, processes, estuary):
     module.register(app)
 
 

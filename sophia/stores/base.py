@@ -1,8 +1,15 @@
 """What a vector store must do. Every store passes the same contract suite.
 
-A store holds the chunks of index versions under ids that the version decides. Writes are conditional on the ledger:
-`write` is called in the transaction that has put the documents' clocks into the ledger, and a row whose ledger clock
-is another than the write's is not touched. Reads see what was committed.
+A store holds the chunks of index versions under ids that the version decides. There are two kinds:
+
+* a `transactional` store lives in Sophia's own database. `write` is called in the transaction that has put the
+  documents' clocks into the ledger, and a row whose ledger clock is another than the write's is not touched;
+* any other store is written between two transactions, by whoever holds the leases of the keys' shards: the first says
+  `pending` in the ledger, then `write` is called without a transaction, the second says `applied`. Such a write is
+  given only what the ledger took, may be repeated, and must have ended, one way or the other, `write_seconds` after it
+  was called: the leases outlive that.
+
+Reads see what was committed.
 """
 
 from __future__ import annotations
@@ -45,7 +52,10 @@ class ChunkWrite:
 
 @dataclass(frozen=True, slots=True)
 class DocumentWrite:
-    """All chunks of a document at a clock; none for a delete. Surplus chunks of the key go away with it."""
+    """All chunks of a document at a clock; none for a delete. Surplus chunks of the key go away with it.
+
+    `held` is how many chunks of the key, numbered from 0, a store that is not transactional may hold so far.
+    """
 
     key: Key
     bucket: int
@@ -55,6 +65,7 @@ class DocumentWrite:
     origin: Origin
     deleted: bool = False
     parked: bool = False
+    held: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +162,20 @@ def vector_hash(vector: Vectors) -> bytes:
 
 
 class Store(Protocol):
-    """A vector store."""
+    """A vector store.
+
+    Every method may raise TemporaryError while the store is away; what it did until then may be repeated.
+    """
+
+    @property
+    def transactional(self) -> bool:
+        """Whether writes are part of the caller's transaction."""
+        ...
+
+    @property
+    def write_seconds(self) -> float:
+        """Longest time of a call of `write`, from its begin to the last effect in the store; 0 if transactional."""
+        ...
 
     def ensure(self, connection: Connection, version: IndexVersion) -> None:
         """Make the version's table, class or namespace; nothing if it is there."""
@@ -162,7 +186,8 @@ class Store(Protocol):
         ...
 
     def publish(self, connection: Connection, version: IndexVersion) -> None:
-        """Point the index's public name at this version, in the caller's transaction."""
+        """Point the index's public name at this version: in the caller's transaction, or, of a store that is not
+        transactional, by a call that may be repeated, after that transaction."""
         ...
 
     def drop(self, connection: Connection, version: IndexVersion) -> None:
@@ -204,10 +229,17 @@ class Store(Protocol):
         run: str,
         *,
         replace: bool = False,
-    ) -> None:
-        """Store a batch in the caller's transaction, each document only if the ledger has its clock.
+    ) -> dict[Key, str]:
+        """Store a batch; a transactional store does so in the caller's transaction, if the ledger has the clocks.
 
         `replace` removes everything of the keys first, whatever it is: repair trusts nothing that is there.
+
+        Returns:
+            The documents that the store refuses for what they are (a property too large), with the reason. Nothing of
+            these is in the store any more.
+
+        Raises:
+            TemporaryError: the store is away, or has taken a part only and did not take the rest when asked again.
         """
         ...
 
@@ -216,7 +248,10 @@ class Store(Protocol):
         ...
 
     def vectors(self, connection: Connection, version: IndexVersion, hashes: Sequence[bytes]) -> dict[bytes, Vectors]:
-        """Vectors that the version holds for these content hashes, and that the ledger vouches for, for reuse."""
+        """Vectors that the version holds for these content hashes, and that the ledger vouches for, for reuse.
+
+        A store that cannot look them up yields none.
+        """
         ...
 
     def sound_vectors(self, connection: Connection, version: IndexVersion, keys: Sequence[str]) -> dict[bytes, Vectors]:

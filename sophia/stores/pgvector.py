@@ -95,6 +95,9 @@ def _builds(version: IndexVersion) -> list[_Build]:
 class PgvectorStore:
     """The store `pgvector`; see `Store` for the contract."""
 
+    transactional = True
+    write_seconds = 0.0
+
     def ensure(self, connection: Connection, version: IndexVersion) -> None:
         """Make the version's table and, if it serves, the public view."""
         with connection.transaction():
@@ -180,8 +183,8 @@ class PgvectorStore:
         run: str,
         *,
         replace: bool = False,
-    ) -> None:
-        """Store a batch; see `Store.write`."""
+    ) -> dict[Key, str]:
+        """Store a batch; see `Store.write`. Refuses none: what it cannot take fails the transaction."""
         _know_vectors(connection)
         prepare = len(writes) <= PREPARED_ROWS
         connection.execute(
@@ -212,6 +215,7 @@ class PgvectorStore:
             )
         if kept:
             connection.execute(_query("refresh", version), _shared(version, kept, run), prepare=prepare)
+        return {}
 
     def discard(self, connection: Connection, version: IndexVersion, keys: Sequence[str]) -> None:
         """Remove what the ledger does not hold as live; see `Store.discard`."""

@@ -1,0 +1,11 @@
+"""The commands `sophia estuary …`: the catalog that Estuary gets, what it says of itself, and a stand-in of it."""
+
+from __future__ import annotations
+
+import typer
+
+
+def register(app: typer.Typer) -> None:
+    """Add this module's commands."""
+    estuary = typer.Typer(help="Estuary Flow: its catalog, its state, and a stand-in of it.", no_args_is_help=True)
+    app.add_typer(estuary, name="estuary")
