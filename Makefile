@@ -43,6 +43,9 @@ bench: install
 	$(BIN)/python -m benchmarks.initial_load --overhead
 	$(BIN)/python -m benchmarks.growth
 	$(BIN)/python -m benchmarks.search_scale
+	$(BIN)/python -m benchmarks.intake
+	$(BIN)/python -m benchmarks.intake --webhook-to-searchable
+	test -z "$$SOPHIA_TEST_WEAVIATE_URL" || $(BIN)/python -m benchmarks.weaviate
 	$(BIN)/python -m benchmarks.embedding
 	$(BIN)/python -m benchmarks.inference
 	$(BIN)/python -m benchmarks.inference --precision fast

@@ -27,7 +27,7 @@ from sophia.indexing.leases import Lease
 from sophia.indexing.repair import Session, repair_version
 from sophia.indexing.scan import Scanner
 from sophia.indexing.verify import verify
-from sophia.stores import store_of
+from sophia.stores import IN_DATABASE
 
 Connection = psycopg.Connection[Any]
 FIRST_NEW = 100_000_001
@@ -111,7 +111,7 @@ def at_rest(made: Installation, connection: Connection) -> dict[str, Any]:
     session = Session.open(connection, made.catalog, index, "local", lambda _: embedder, made.settings, run="benchmark")
     batch = made.settings.indexer.bulk_documents
     ticks, slices = steps(connection, session, batch)
-    store = store_of(session.version.store)
+    store = IN_DATABASE.of(session.version)
     started = time.perf_counter()
     proof = verify(connection, session.version, store, embedder)
     verify_seconds = time.perf_counter() - started

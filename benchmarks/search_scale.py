@@ -1,6 +1,7 @@
 """How fast and how exact is search among a million vectors?
 
     python -m benchmarks.search_scale [--rows 1000000] [--queries 500] [--keep DIR]
+    python -m benchmarks.search_scale --graph half|binary
     python -m benchmarks.search_scale --quick
 
 A version's table is made by the real store (`ensure`, `finish`) on an embedded PostgreSQL of its own and filled by COPY
@@ -38,7 +39,7 @@ from sophia.database import Database, open_database
 from sophia.indexing.search import search
 from sophia.indexing.versions import IndexVersion, ensure_version
 from sophia.settings import Settings, load_settings
-from sophia.stores import pgvector, store_of
+from sophia.stores import IN_DATABASE, pgvector_graph
 
 INDEX = "documents"
 DIMENSION = 384
@@ -193,9 +194,9 @@ def exact(data: Data, queries: Floats) -> dict[str, list[set[str]]]:
 def ask(connection: psycopg.Connection[Any], queries: Floats, truth: dict[str, list[set[str]]]) -> list[dict[str, Any]]:
     """Latency and recall of every effort and filter; the first twenty queries of each warm up."""
     figures = []
-    default = pgvector.LEAST_EFFORT
+    default = pgvector_graph.LEAST_EFFORT
     for effort in EFFORTS:
-        pgvector.LEAST_EFFORT = effort
+        pgvector_graph.LEAST_EFFORT = effort
         for name, wanted in FILTERS.items():
             times, recalls, short = [], [], 0
             spent = cpu_seconds(connection.info.backend_pid)
@@ -222,7 +223,7 @@ def ask(connection: psycopg.Connection[Any], queries: Floats, truth: dict[str, l
                 }
             )
             print(f"  ef_search {effort}, filter {name}: {figures[-1]}", flush=True)
-    pgvector.LEAST_EFFORT = default
+    pgvector_graph.LEAST_EFFORT = default
     return figures
 
 
@@ -246,11 +247,17 @@ def measure(arguments: argparse.Namespace, home: Path) -> dict[str, Any]:
     catalog = load(settings.catalog or default_path())
     data = Data(arguments.rows, arguments.seed, arguments.spread, arguments.topics)
     database = open_tuned(settings, arguments.shared_buffers_mb)
-    figures: dict[str, Any] = {"rows": data.rows, "spread": data.spread, "topics": data.topics}
+    figures: dict[str, Any] = {
+        "rows": data.rows,
+        "graph": arguments.graph,
+        "spread": data.spread,
+        "topics": data.topics,
+    }
     try:
         with database.connect() as connection:
-            version = ensure_version(connection, catalog, catalog.index(INDEX), "local")
-            store = store_of(version.store)
+            index = catalog.index(INDEX).model_copy(update={"graph": arguments.graph})
+            version = ensure_version(connection, catalog, index, "local")
+            store = IN_DATABASE.of(version)
             store.ensure(connection, version)
             table = f"indexes.{version.store_name}"
             there = store.counts(connection, version)[1]
@@ -259,7 +266,7 @@ def measure(arguments: argparse.Namespace, home: Path) -> dict[str, Any]:
             if there == 0:
                 figures["fill_seconds"] = fill(connection, version, data)
             if arguments.maintenance_mb is not None:
-                pgvector.LEAST_BUILD_KB = pgvector.MOST_BUILD_KB = arguments.maintenance_mb * 1024
+                pgvector_graph.LEAST_BUILD_KB = pgvector_graph.MOST_BUILD_KB = arguments.maintenance_mb * 1024
             if arguments.workers is not None:
                 connection.execute(
                     "SELECT set_config('max_parallel_maintenance_workers', %s, false)", [str(arguments.workers)]
@@ -271,11 +278,12 @@ def measure(arguments: argparse.Namespace, home: Path) -> dict[str, Any]:
             figures["build_seconds"] = time.perf_counter() - started
             figures["build_notices"] = notices
             print(f"  index built after {figures['build_seconds']:.0f} s {notices}", flush=True)
-            figures["most_build_mb"] = pgvector.MOST_BUILD_KB // 1024
+            figures["most_build_mb"] = pgvector_graph.MOST_BUILD_KB // 1024
             for what in ("max_parallel_maintenance_workers", "shared_buffers"):
                 figures[what] = connection.execute(f"SHOW {what}").fetchone()[0]  # type: ignore[index]
             sizes = connection.execute(
-                "SELECT pg_relation_size(%s::regclass), pg_relation_size((%s || '_hnsw')::regclass)", [table, table]
+                "SELECT pg_relation_size(%s::regclass), pg_relation_size(%s::regclass)",
+                [table, f"{table}_{pgvector_graph.SUFFIXES[arguments.graph]}"],
             ).fetchone()
             figures["table_mb"], figures["hnsw_mb"] = (round(int(size) / 2**20) for size in sizes or (0, 0))
             figures["durability"] = durability(connection)
@@ -286,7 +294,7 @@ def measure(arguments: argparse.Namespace, home: Path) -> dict[str, Any]:
         with database.connect() as connection:
             # The index must come from disk once, whichever arm is first.
             connection.execute("SET statement_timeout = '60s'")
-            figures["default_ef_search"] = pgvector.LEAST_EFFORT
+            figures["default_ef_search"] = pgvector_graph.LEAST_EFFORT
             figures["arms"] = ask(connection, queries, truth)
     finally:
         database.release()
@@ -304,6 +312,7 @@ def main() -> None:
     parser.add_argument("--maintenance-mb", type=int, default=None, help="maintenance_work_mem of the build")
     parser.add_argument("--workers", type=int, default=None, help="max_parallel_maintenance_workers of the build")
     parser.add_argument("--shared-buffers-mb", type=int, default=None)
+    parser.add_argument("--graph", choices=pgvector_graph.SUFFIXES, default="full", help="what the graph holds")
     parser.add_argument("--keep", type=Path, default=None, metavar="DIR", help="use and keep this folder")
     parser.add_argument("--quick", action="store_true", help="2,000 rows and 50 queries")
     arguments = parser.parse_args()
@@ -342,7 +351,11 @@ def main() -> None:
             for arm in figures["arms"]
         ],
     )
-    save("search_scale", figures, quick=arguments.quick)
+    save(
+        "search_scale" if arguments.graph == "full" else f"search_scale_{arguments.graph}",
+        figures,
+        quick=arguments.quick,
+    )
 
 
 if __name__ == "__main__":

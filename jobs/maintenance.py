@@ -1,5 +1,7 @@
 """Jobs that keep Sophia's own tables small."""
 
+from contextlib import closing
+
 import dagster as dg
 
 from resources import DatabaseResource
@@ -12,9 +14,11 @@ def build_retention_job(catalog: Catalog, executor: dg.ExecutorDefinition) -> dg
     @dg.op(name="remove_old_records")
     def remove_old_records(context: dg.OpExecutionContext, database: DatabaseResource) -> None:
         from sophia.retention import apply_retention
+        from sophia.settings import load_settings
+        from sophia.stores import Stores
 
-        with database.connect() as connection:
-            removed = apply_retention(connection, catalog.retention)
+        with database.connect() as connection, closing(Stores(load_settings())) as stores:
+            removed = apply_retention(connection, catalog.retention, stores=stores)
         context.log.info("removed %s", ", ".join(f"{count} {name}" for name, count in removed.items()))
         context.add_output_metadata(dict(removed))
 

@@ -1,5 +1,7 @@
 """`rebuild_index`: bring one index to what the catalog says, ask the gates, and let it serve."""
 
+from contextlib import closing
+
 import dagster as dg
 from pydantic import Field
 
@@ -40,13 +42,16 @@ def build_rebuild_job(catalog: Catalog, executor: dg.ExecutorDefinition) -> dg.J
         from sophia.indexing.promotion import promote
         from sophia.indexing.provenance import register_run
         from sophia.indexing.repair import Session, repair_version
+        from sophia.stores import Stores
 
         settings = load_settings()
         index = catalog.index(config.index)
         lines = Lines(context.log.info)
-        with database.connect() as connection:
+        with database.connect() as connection, closing(Stores(settings)) as stores:
             run = register_run(connection, "dagster", settings, run=context.run_id)
-            session = Session.open(connection, catalog, index, settings.profile, embedding.of, settings, run=run)
+            session = Session.open(
+                connection, catalog, index, settings.profile, embedding.of, settings, run=run, stores=stores
+            )
             version = session.version
             figures = repair_version(
                 connection,

@@ -2,7 +2,15 @@
 
 from resources.database import DatabaseResource
 from resources.embedding import EmbeddingResource
+from resources.estuary import EstuaryResource
 from resources.platform import PlatformResource
 from resources.profile import executor_of, resources_of
 
-__all__ = ["DatabaseResource", "EmbeddingResource", "PlatformResource", "executor_of", "resources_of"]
+__all__ = [
+    "DatabaseResource",
+    "EmbeddingResource",
+    "EstuaryResource",
+    "PlatformResource",
+    "executor_of",
+    "resources_of",
+]

@@ -6,6 +6,7 @@ import dagster as dg
 
 from resources.database import DatabaseResource
 from resources.embedding import EmbeddingResource
+from resources.estuary import EstuaryResource
 from resources.platform import PlatformResource
 from sophia.settings import Profile
 
@@ -15,6 +16,7 @@ def resources_of() -> dict[str, dg.ConfigurableResource]:
     return {
         "database": DatabaseResource(),
         "embedding": EmbeddingResource(),
+        "estuary": EstuaryResource(),
         "platform": PlatformResource(),
     }
 

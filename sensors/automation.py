@@ -12,7 +12,7 @@ def build_automation_sensors() -> list[dg.AutomationConditionSensorDefinition]:
     scopes = {
         "images_automation_sensor": ("images", "secrets", "environments"),
         "cluster_automation_sensor": ("nodes", "cluster", "services"),
-        "edge_automation_sensor": ("workflows", "frontends"),
+        "edge_automation_sensor": ("estuary", "workflows", "frontends"),
     }
     assert {kind for kinds in scopes.values() for kind in kinds} == set(PLATFORM_KINDS)  # noqa: S101
     return [

@@ -15,7 +15,7 @@ import psycopg
 from psycopg.rows import TupleRow
 
 from sophia.catalog import Catalog, default_path, load
-from sophia.errors import SophiaError
+from sophia.errors import SophiaError, SourceError
 from sophia.settings import Settings, load_settings
 
 State = Literal["ok", "off", "warn", "fail"]
@@ -46,7 +46,7 @@ def examine() -> list[Finding]:
         return [*findings, Finding("catalog", "fail", str(error), "mend the files that are named")]
     kinds = len(catalog.services) + len(catalog.images) + len(catalog.indexes)
     findings.append(Finding("catalog", "ok", f"{kinds} services, images and indexes"))
-    for part in (_disk, _database, _models, _systems):
+    for part in (_disk, _database, _snowflake, _estuary, _models, _systems):
         findings.extend(_guarded(part, catalog, settings))
     return findings
 
@@ -142,6 +142,43 @@ def _database(catalog: Catalog, settings: Settings) -> Iterator[Finding]:
         if parked:
             yield Finding("dead letters", "warn", str(parked), "`sophia dead-letters` lists them with their reasons")
     database.release()
+
+
+def _snowflake(catalog: Catalog, settings: Settings) -> Iterator[Finding]:
+    from sophia.capture.snowflake import Session, inspect, snowflake_sources
+
+    for source in snowflake_sources(catalog, settings):
+        session = Session(source.name, source.account, settings.snowflake)
+        try:
+            for binding in source.bindings:
+                what = f"Snowflake table {binding.table}"
+                try:
+                    table = inspect(session, binding)
+                except SourceError as error:
+                    yield Finding(what, "fail", str(error), "see the message")
+                else:
+                    yield Finding(what, "ok", f"{len(table.types)} columns, key {', '.join(table.key_columns)}")
+        finally:
+            session.close()
+
+
+def _estuary(catalog: Catalog, settings: Settings) -> Iterator[Finding]:
+    from sophia.estuary.control import ControlPlane
+    from sophia.estuary.observation import fed_by_estuary, observed_prefix
+
+    if not fed_by_estuary(catalog, settings.profile):
+        return
+    prefix = observed_prefix(catalog, settings.estuary)
+    if settings.estuary.token is None:
+        fix = f"set SOPHIA_ESTUARY__TOKEN to a token that may read {prefix}"
+        yield Finding("Estuary", "warn", "not observed: its alerts reach nobody here", fix)
+        return
+    with ControlPlane(settings.estuary) as client:
+        alerts, _ = client.alerts(prefix)
+    if alerts:
+        yield Finding("Estuary", "warn", f"{len(alerts)} alerts fire below {prefix}", "`sophia estuary status`")
+    else:
+        yield Finding("Estuary", "ok", f"{prefix} is observed, no alert fires")
 
 
 def _exists(connection: psycopg.Connection[TupleRow], table: str) -> bool:

@@ -64,12 +64,13 @@ class Change:
 
     Attributes:
         body: the row's columns without `_meta`; None for a delete.
-        complete: `body` holds every column of the row, so it replaces what is stored. A partial body is merged
-            into it, top level only.
-        missing: columns that the source left out because they are unchanged and large (TOAST).
+        complete: it replaces what is stored. A partial change is merged into it, top level only.
+        missing: columns that the source left out because they are unchanged and large (TOAST), or that a partial
+            document does not have.
         before_key: the key that this change moved away from, when it changed the key.
         bulk: it takes the bulk lane, behind single changes.
         snapshot: it is a row as a copy found it, and no change that happened at its clock.
+        text: the row as a JSON object, instead of `body`: as the source wrote it, with `_meta`, which is not stored.
     """
 
     key: Key
@@ -82,6 +83,7 @@ class Change:
     origin: Origin = field(default_factory=Origin)
     bulk: bool = False
     snapshot: bool = False
+    text: str | None = None
 
 
 def canonical_key(values: Sequence[Any]) -> Key:

@@ -2,7 +2,9 @@
 
 Invariants, each with a test:
 
-* One transaction removes the document, its log, its dead letters, its ledger rows and its chunks in every version.
+* One transaction removes the document, its log, its dead letters, its ledger rows and its chunks in every version. A
+  store outside of the database follows: the ledger row says `to be removed` until the store was looked at, and the same
+  command does what a death in between has left.
 * Nobody brings it back: deliveries up to the erasure's clock are void for the inbox, and a writer that read the
   document before is fenced, so it finds nothing when it reads again.
 * The embedding cache keeps no vector of it, nor of its former texts. It does not know which texts those were, so all
@@ -16,6 +18,7 @@ What cannot be removed is said by `REMAINS`.
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -26,16 +29,18 @@ from psycopg.rows import TupleRow, class_row
 
 from sophia import sql
 from sophia.database.vacuum import snapshots_before, vacuum, vacuum_statistics
-from sophia.documents import Clock, Key, key_hash, parse_lsn
+from sophia.documents import Clock, Key, bucket_of, key_hash, parse_lsn
 from sophia.embedding.postgres_cache import erase_vectors
 from sophia.errors import SophiaError, TemporaryError
 from sophia.failpoints import failpoint
+from sophia.indexing.publication import finish_drops
+from sophia.indexing.removal import erase_left
 from sophia.indexing.versions import IndexVersion
-from sophia.stores import store_of
+from sophia.stores import IN_DATABASE, Stores
 
 Connection = psycopg.Connection[TupleRow]
 Q = sql.load("erasure")
-TABLES = ("documents", "inbox", "ledger", "dead_letters", "batches", "embedding_cache")
+TABLES = ("documents", "inbox", "ledger", "dead_letters", "parked", "rereads", "batches", "embedding_cache")
 REMAINS = (
     "the source itself, and its backups",
     "write-ahead log of source and platform databases, until it is recycled",
@@ -76,6 +81,8 @@ class Erasure:
         removed: rows by place; a place of an index is `<index> v<number>`, and what was in the cache is the vectors of
             all documents under the same models.
         deleted: whether the source had deleted the document; if not, its next change or copy brings it back.
+        unnamed: parked deliveries of the collection that remain although no key of them can be read, since none holds
+            the values of this key as they are written.
         vacuumed: what was worked on afterwards.
         kept_by: process ids of sessions whose old snapshots keep removed rows in the files; 0 is a slot or prepared
             transaction. Nothing was vacuumed then; empty when everything is gone.
@@ -86,6 +93,7 @@ class Erasure:
     clock: Clock
     removed: dict[str, int]
     deleted: bool
+    unnamed: int = 0
     vacuumed: tuple[str, ...] = ()
     kept_by: tuple[int, ...] = ()
 
@@ -97,6 +105,7 @@ class Erasure:
             "clock": list(self.clock),
             "removed": self.removed,
             "deleted_in_source": self.deleted,
+            "parked_without_key": self.unnamed,
             "vacuumed": list(self.vacuumed),
             "kept_by": list(self.kept_by),
             "remains": list(REMAINS),
@@ -112,6 +121,7 @@ def erase(
     rewrite: bool = False,
     patience: float = PATIENCE_SECONDS,
     caches: Sequence[OtherCache] = (),
+    stores: Stores = IN_DATABASE,
 ) -> Erasure:
     """Remove a document from everything that is kept, then vacuum. May be called again for the same key.
 
@@ -121,6 +131,7 @@ def erase(
         rewrite: write the touched tables anew, so that not even free space holds the text; locks each meanwhile.
         patience: seconds to wait for sessions that may still see the rows.
         caches: embedding caches elsewhere; the one in this database is always emptied.
+        stores: where versions live.
 
     Raises:
         SophiaError: no such collection, an unknown key, or the source still has the row.
@@ -134,10 +145,14 @@ def erase(
     params = {"collection_id": int(row[0]), "key": key, "key_hash": key_hash(key)}
     for cache in caches:
         cache.check()
+    finish_drops(connection, stores)
     with connection.transaction():
-        clock, removed, deleted, versions = _remove(connection, collection, params, force)
+        clock, removed, deleted, versions = _remove(connection, collection, params, force, stores)
         failpoint("erase.before_commit")
     failpoint("erase.after_commit")
+    outside = [version for version in versions if not stores.of(version).transactional]
+    for version in outside:
+        removed[version.label] = _erase_outside(connection, version, stores, key, clock, patience)
     models = _models(versions)
     removed["cache"], transaction = erase_vectors(connection, models)
     for cache in caches:
@@ -148,7 +163,8 @@ def erase(
                 f"the document is removed, but not yet its vectors in the cache: {error}; run this again"
             ) from error
     kept_by = _await_snapshots(connection, transaction, patience)
-    result = Erasure(collection, key_hash(key).hex(), clock, removed, deleted, (), tuple(kept_by))
+    (unnamed,) = connection.execute(Q["parked_left"], params).fetchone() or (0,)
+    result = Erasure(collection, key_hash(key).hex(), clock, removed, deleted, int(unnamed), (), tuple(kept_by))
     if kept_by:
         # A vacuum would leave the rows, and building an index anew would wait for those sessions without end.
         return result
@@ -157,13 +173,13 @@ def erase(
         vacuum(connection, "sophia", table, rewrite=rewrite)
         done.append(f"sophia.{table}")
     for version in versions:
-        done += store_of(version.store).reclaim(connection, version, rewrite=rewrite)
+        done += stores.of(version).reclaim(connection, version, rewrite=rewrite)
     vacuum_statistics(connection, rewrite=rewrite)
     return replace(result, vacuumed=tuple(done))
 
 
 def _remove(
-    connection: Connection, collection: str, params: dict[str, Any], force: bool
+    connection: Connection, collection: str, params: dict[str, Any], force: bool, stores: Stores
 ) -> tuple[Clock, dict[str, int], bool, list[IndexVersion]]:
     # No version of these indexes is promoted or retired meanwhile.
     for (name,) in connection.execute(Q["index_names"], params).fetchall():
@@ -188,7 +204,8 @@ def _remove(
             "back; delete it in the source first, or say --force"
         )
     clock = Clock(int(generation), parse_lsn(source_lsn) if source_lsn else 0, 0)
-    clock = max(clock, *(Clock(*known[0]) for known in (found, before) if known is not None))
+    parked = connection.execute(Q["parked_clock"], params).fetchone()
+    clock = max(clock, *(Clock(*known[0]) for known in (found, before, parked) if known is not None and known[0]))
 
     # What writers of indexes do not touch comes first, so that they are stopped for as short as can be.
     removed = {
@@ -199,14 +216,39 @@ def _remove(
     connection.execute(Q["count"], params)
     connection.execute(Q["stop_writers"])
     connection.execute(Q["fence"], params)
-    removed["ledger"] = connection.execute(Q["erase_ledger"], params).rowcount
-    removed["dead_letters"] = connection.execute(Q["erase_dead_letters"], params).rowcount
     with connection.cursor(row_factory=class_row(IndexVersion)) as cursor:
         versions = cursor.execute(Q["versions"], params).fetchall()
+    outside = [version for version in versions if not stores.of(version).transactional]
+    marks = {"outside": [version.id for version in outside], "bucket": bucket_of(params["key"])}
+    removed["ledger"] = connection.execute(Q["erase_ledger"], params | marks).rowcount
+    if outside:
+        removed["ledger"] += connection.execute(Q["mark_outside"], params | marks | {"clock": clock.literal}).rowcount
+    removed["dead_letters"] = connection.execute(Q["erase_dead_letters"], params).rowcount
+    values = {"values": _written_values(params["key"])}
+    removed["parked"] = connection.execute(Q["erase_parked"], params | values).rowcount
+    removed["rereads"] = connection.execute(Q["erase_rereads"], params).rowcount
     for version in versions:
-        removed[version.label] = store_of(version.store).erase(connection, version, [params["key"]])
+        if version in outside:
+            continue
+        removed[version.label] = stores.of(version).erase(connection, version, [params["key"]])
     removed["documents"] = connection.execute(Q["erase_document"], params).rowcount
     return clock, removed, deleted, versions
+
+
+def _erase_outside(
+    connection: Connection, version: IndexVersion, stores: Stores, key: Key, clock: Clock, patience: float
+) -> int:
+    try:
+        return erase_left(connection, version, stores.of(version), key, clock, patience)
+    except TemporaryError as error:
+        raise TemporaryError(
+            f"the document is removed from the database, but not yet from {version.label}: {error}; run this again"
+        ) from error
+
+
+def _written_values(key: Key) -> list[bytes]:
+    """A key's values as JSON writes them, without quotes."""
+    return [(part if isinstance(part, str) else json.dumps(part)).encode() for part in json.loads(key)]
 
 
 def _models(versions: Sequence[IndexVersion]) -> list[str] | None:

@@ -5,6 +5,7 @@
     │   ├── SettingsError       environment variables
     │   └── SourceError         the source database: table, key, publication, permissions
     ├── TemporaryError          try again: a server is away
+    │   ├── UnreachableError    it was not reached at all, so nothing of the call is under way there
     │   ├── BusyError           someone else is at this work; leave it to them
     │   └── FencedError         someone else took over; this process must stop writing
     └── DocumentError           this one document cannot be taken; park it and go on
@@ -37,6 +38,10 @@ class TemporaryError(SophiaError):
     """The same call may succeed later."""
 
     exit_code = 3
+
+
+class UnreachableError(TemporaryError):
+    """The server was not reached, or refused at the door: nothing of this call has or will have any effect there."""
 
 
 class BusyError(TemporaryError):

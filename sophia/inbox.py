@@ -12,9 +12,9 @@ Invariants, each with a test:
 
 The log (`sophia.inbox`) records changes. The documents of a snapshot are not in it: `captured_tables` records those.
 
-Nothing between `lock` and the end of `take` waits for the server, unless a document is partial or a key of the
-collection was erased. So in psycopg's pipeline mode a transaction costs two waits: one for the locks, one for the
-rest with the commit.
+Nothing between `lock` and the end of `take` waits for the server, unless a key of the collection was erased, or the key
+of a partial document occurs more than once or has changed. So in psycopg's pipeline mode a transaction costs two waits:
+one for the locks, one for the rest with the commit.
 
 The indexer reads what this module writes; see `sophia.indexing.indexer`.
 """
@@ -22,6 +22,8 @@ The indexer reads what this module writes; see `sophia.indexing.indexer`.
 from __future__ import annotations
 
 import json
+import operator
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -40,6 +42,10 @@ LONGEST_KEY_BYTES = 2_000
 _encode = json.JSONEncoder(ensure_ascii=False).encode
 # In `missing`: nothing of the row can be trusted until it was read from the source again.
 WHOLE_ROW = "*"
+# A row's columns, or the text of a JSON object in which the last of equal names counts; None if it is deleted.
+Body = dict[str, Any] | str | None
+# Clock, body and missing columns of a stored document.
+Base = tuple[Clock, Body, tuple[str, ...]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +74,7 @@ class Locked:
 
     name: str
     id: int
+    generation: int
     floor: Clock
     erasures: int
 
@@ -77,7 +84,7 @@ class _Pending:
     """The outcome of a batch for one key, before it meets the stored document."""
 
     change: Change
-    body: dict[str, Any] | None
+    body: Body
     missing: tuple[str, ...]
 
 
@@ -95,7 +102,10 @@ def lock(connection: Connection, names: Sequence[str]) -> dict[str, Locked]:
         LookupError: one does not exist (`ensure_collection` makes it).
     """
     rows = connection.execute(Q["lock_collections"], {"names": list(names)}, prepare=True).fetchall()
-    locked = {name: Locked(name, number, Clock(*floor), erasures) for name, number, floor, erasures in rows}
+    locked = {
+        name: Locked(name, number, generation, Clock(*floor), erasures)
+        for name, number, generation, floor, erasures in rows
+    }
     for name in names:
         if name not in locked:
             raise LookupError(f"collection {name!r} does not exist")
@@ -227,26 +237,50 @@ def _write(connection: Connection, collection: Locked, floor: Clock, batch: Sequ
         changes = _without_erased(connection, collection, changes)
     if not changes:
         return []
-    pending = _merge(changes, _fetch_bases(connection, collection.id, changes))
-    entries = list(pending.values())
+    counts = Counter([change.key for change in changes]) if any(not change.complete for change in changes) else {}
+    # What occurs once is merged by the database, without being read first.
+    alone: list[Change] = []
+    others = changes
+    if counts:
+        others = []
+        for change in changes:
+            (alone if counts[change.key] == 1 and _mergeable(change) else others).append(change)
+    pending = _merge(others, _fetch_bases(connection, collection.id, others))
+    return [
+        *_store(connection, collection, list(pending.values()), others, merge=False),
+        *_store(connection, collection, [_Pending(c, _body(c), c.missing) for c in alone], alone, merge=True),
+    ]
+
+
+def _store(
+    connection: Connection, collection: Locked, entries: Sequence[_Pending], changes: Sequence[Change], *, merge: bool
+) -> list[Cursor]:
+    """Store one outcome a key, and log the changes that led there."""
+    if not entries:
+        return []
     taken = [entry.change for entry in entries]
-    logged = [change for change in changes if pending and not change.snapshot]
+    logged = [change for change in changes if not change.snapshot]
     newest = max(changes, key=lambda change: change.clock).origin
     params = {
         "collection_id": collection.id,
         "name": collection.name,
         "count": len(entries),
+        "merge": merge,
+        "raw": any(change.text is not None for change in changes),
         "any_bulk": any(change.bulk for change in taken),
         "newest_lsn": _lsn(newest.lsn),
         "newest_time": newest.committed_at,
-        "buckets": _plain(bucket_of(key) for key in pending),
+        "buckets": _plain(bucket_of(change.key) for change in taken),
         "deleted": _plain(entry.body is None for entry in entries),
         "bulk": _plain(change.bulk for change in taken),
         "missing": _texts(_texts(entry.missing) for entry in entries),
-        "bodies": _texts(None if entry.body is None else _encode(entry.body) for entry in entries),
+        "bodies": _texts(_text(entry.body) for entry in entries),
         "log_ops": _plain(change.op for change in logged),
     }
-    params |= _columns("", taken) | _columns("log_", logged)
+    columns = _columns(taken)
+    # Mostly each change is the outcome of its key, and its columns need not be written twice.
+    same = len(logged) == len(taken) and all(map(operator.is_, logged, taken))
+    params |= columns | {f"log_{name}": text for name, text in (columns if same else _columns(logged)).items()}
     return [connection.execute(Q["take"], params, prepare=True)]
 
 
@@ -269,14 +303,19 @@ def _storable(connection: Connection, collection: Locked, changes: list[Change])
     return storable
 
 
+def erased_clocks(connection: Connection, collection: Locked, keys: Iterable[Key]) -> dict[Key, Clock]:
+    """Up to which clock the deliveries of keys are void, of those that were erased."""
+    if not collection.erasures:
+        return {}
+    by_hash = {key_hash(key): key for key in keys}
+    params = {"collection_id": collection.id, "hashes": list(by_hash)}
+    return {by_hash[bytes(digest)]: Clock(*clock) for digest, clock in connection.execute(Q["erased"], params)}
+
+
 def _without_erased(connection: Connection, collection: Locked, changes: list[Change]) -> list[Change]:
     """Without the changes that the erasure of their key has voided."""
-    hashes = {change.key: key_hash(change.key) for change in changes}
-    params = {"collection_id": collection.id, "hashes": list(hashes.values())}
-    erased = {bytes(digest): Clock(*clock) for digest, clock in connection.execute(Q["erased"], params)}
-    if not erased:
-        return changes
-    return [c for c in changes if (clock := erased.get(hashes[c.key])) is None or c.clock > clock]
+    erased = erased_clocks(connection, collection, (change.key for change in changes))
+    return [c for c in changes if (clock := erased.get(c.key)) is None or c.clock > clock]
 
 
 def _split(change: Change) -> list[Change]:
@@ -287,10 +326,8 @@ def _split(change: Change) -> list[Change]:
     return [old, change]
 
 
-def _fetch_bases(
-    connection: Connection, collection_id: int, changes: Sequence[Change]
-) -> dict[Key, tuple[Clock, dict[str, Any] | None, tuple[str, ...]]]:
-    """Stored documents that partial changes are merged into: (clock, body or None if deleted, missing)."""
+def _fetch_bases(connection: Connection, collection_id: int, changes: Sequence[Change]) -> dict[Key, Base]:
+    """Stored documents that partial changes are merged into."""
     keys = {change.key for change in changes if not change.complete}
     keys |= {change.before_key for change in changes if change.before_key is not None and not change.complete}
     if not keys:
@@ -302,9 +339,7 @@ def _fetch_bases(
     }
 
 
-def _merge(
-    changes: Sequence[Change], bases: dict[Key, tuple[Clock, dict[str, Any] | None, tuple[str, ...]]]
-) -> dict[Key, _Pending]:
+def _merge(changes: Sequence[Change], bases: dict[Key, Base]) -> dict[Key, _Pending]:
     """Fold a batch to one outcome a key, in order. Partial changes meet only what is older than they are.
 
     A change that is not above the stored clock is skipped here already: folding it into a later partial change
@@ -312,7 +347,7 @@ def _merge(
     """
     pending: dict[Key, _Pending] = {}
     # What a moved row's old key held, before the delete half of the move cleared it.
-    moved: dict[Key, tuple[dict[str, Any] | None, tuple[str, ...]]] = {}
+    moved: dict[Key, tuple[Body, tuple[str, ...]]] = {}
     for change in changes:
         stored = bases.get(change.key)
         if stored is not None and change.clock <= stored[0]:
@@ -320,38 +355,65 @@ def _merge(
         previous = pending.get(change.key)
         if previous is not None and change.clock <= previous.change.clock:
             continue
+        base: Body = None
+        base_missing: tuple[str, ...] = ()
         if previous is not None:
-            base_body, base_missing = previous.body, previous.missing
+            base, base_missing = previous.body, previous.missing
         elif stored is not None:
-            base_body, base_missing = stored[1], stored[2]
-        else:
-            base_body, base_missing = None, ()
+            base, base_missing = stored[1], stored[2]
         if change.op == "d":
-            moved[change.key] = (base_body, base_missing)
+            moved[change.key] = (base, base_missing)
             pending[change.key] = _Pending(change, None, ())
             continue
-        body = dict(change.body or {})
-        missing: tuple[str, ...] = ()
+        body = _body(change)
+        missing = change.missing
         if not change.complete:
             if change.before_key is not None:
-                base_body, base_missing = moved.get(change.before_key, (None, ()))
-            if base_body is None or WHOLE_ROW in change.missing:
-                missing = change.missing
-                body = (base_body or {}) | body
-            else:
-                missing = tuple(name for name in base_missing if name not in body)
-                body = base_body | body
+                base, base_missing = moved.get(change.before_key, (None, ()))
+            if base is not None:
+                body = _joined(base, body)
+                if WHOLE_ROW not in change.missing:
+                    missing = tuple(name for name in base_missing if _lacks(change, name))
         pending[change.key] = _Pending(change, body, missing)
     return pending
 
 
-def _columns(prefix: str, changes: Sequence[Change]) -> dict[str, str]:
+def _mergeable(change: Change) -> bool:
+    """Whether the database can merge a change by itself."""
+    return not change.complete and change.op != "d" and change.before_key is None and WHOLE_ROW not in change.missing
+
+
+def _body(change: Change) -> dict[str, Any] | str:
+    """What a change that is no delete brings."""
+    return change.text if change.text is not None else dict(change.body or {})
+
+
+def _lacks(change: Change, name: str) -> bool:
+    """Whether a column that was missing is so after the change."""
+    if name == WHOLE_ROW or change.text is not None:
+        return name == WHOLE_ROW or name in change.missing
+    return name not in (change.body or {})
+
+
+def _joined(base: dict[str, Any] | str, body: dict[str, Any] | str) -> dict[str, Any] | str:
+    """The columns of both, those of `body` first in rank. Texts are joined as they are, so that no digit is lost."""
+    if isinstance(body, dict):
+        return (json.loads(base) if isinstance(base, str) else base) | body
+    text = base if isinstance(base, str) else _encode(base)
+    return body if text == "{}" else f"{text[:-1]},{body[1:]}"
+
+
+def _text(body: Body) -> str | None:
+    return body if body is None or isinstance(body, str) else _encode(body)
+
+
+def _columns(changes: Sequence[Change]) -> dict[str, str]:
     return {
-        f"{prefix}keys": _texts(change.key for change in changes),
-        f"{prefix}clocks": _plain(change.clock.literal for change in changes),
-        f"{prefix}lsns": _plain(_lsn(change.origin.lsn) for change in changes),
-        f"{prefix}txids": _plain(change.origin.txid for change in changes),
-        f"{prefix}times": _plain(change.origin.committed_at for change in changes),
+        "keys": _texts(change.key for change in changes),
+        "clocks": _plain(change.clock.literal for change in changes),
+        "lsns": _plain(_lsn(change.origin.lsn) for change in changes),
+        "txids": _plain(change.origin.txid for change in changes),
+        "times": _plain(change.origin.committed_at for change in changes),
     }
 
 

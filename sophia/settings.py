@@ -12,8 +12,9 @@ from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from sophia.errors import SettingsError
@@ -100,7 +101,43 @@ class EmbeddingSettings(_Group):
     cache: Literal["none", "postgres", "redis"] = Field(
         "none", description="Where vectors are kept by model and text, so that no text is computed twice."
     )
-    redis_url: SecretStr | None = Field(None, description="Redis of the embedding cache, as redis://host:port/number.")
+    redis_url: SecretStr | None = Field(
+        None, description="Redis of the embedding cache and of computed results, as redis://host:port/number."
+    )
+
+
+class IntakeSettings(_Group):
+    """The intake service: from Estuary's webhook to the inbox."""
+
+    host: str = Field("127.0.0.1", description="Address to listen on.")
+    port: int = Field(8200, ge=0, le=65535, description="Port to listen on.")
+    tokens: SecretStr | None = Field(
+        None,
+        description="Bearer tokens as a JSON object: the full Estuary name of a collection, `/events` for commit "
+        "events or `*` for all that are not named, to tokens separated by commas; several while one is rotated out.",
+    )
+    max_request_bytes: int = Field(
+        17 * 1024 * 1024,
+        ge=1_000,
+        description="Largest request body; more is answered 413. Estuary sends 1 MiB and one document of up to 16 MB.",
+    )
+    memory_bytes: int = Field(
+        34 * 1024 * 1024,
+        ge=1_000,
+        description="Bytes of request bodies in memory at once; further requests wait to be read.",
+    )
+    receive_seconds: float = Field(60.0, gt=0, description="Time in which a body must come; then 408.")
+    retry_seconds: float = Field(
+        15.0, ge=0, description="Time for which a request waits for the database to come back; then 503."
+    )
+    writers: int = Field(2, ge=1, le=64, description="Collections that are written at the same time.")
+    drain_seconds: float = Field(20.0, ge=0, description="Time that running requests get to end after SIGTERM.")
+
+    @model_validator(mode="after")
+    def _room_for_one(self) -> IntakeSettings:
+        if self.memory_bytes < self.max_request_bytes:
+            raise ValueError("memory_bytes must be at least max_request_bytes: a request needs room")
+        return self
 
 
 class InferenceSettings(_Group):
@@ -124,6 +161,9 @@ class InferenceSettings(_Group):
     )
     timeout_seconds: float = Field(30.0, gt=0, description="Longest time of a request without streaming; then 504.")
     drain_seconds: float = Field(20.0, ge=0, description="Time that running requests get to end after SIGTERM.")
+    result_days: int = Field(
+        1, ge=0, description="Days that results of /analyze, /classify and /summarize are kept in Redis; 0 for none."
+    )
     sentiment_model: str | None = Field(
         None, description="Folder or hub name of a text-classification model for /analyze; a lexicon if unset."
     )
@@ -137,6 +177,92 @@ class InferenceSettings(_Group):
         None, description="Model name at generate_url; without a URL, folder or hub name of a local text model."
     )
     generate_key: SecretStr | None = Field(None, description="API key of generate_url.")
+
+
+class EstuarySettings(_Group):
+    """Estuary's control plane, as far as it is observed; what feeds the inbox is the intake."""
+
+    url: str = Field(
+        "https://api.estuary.dev", pattern=r"^https?://[^\s/]", description="Base URL of Estuary's control plane."
+    )
+    token: SecretStr | None = Field(
+        None, description="Refresh token or API key that may read the prefix; nothing is asked of Estuary if unset."
+    )
+    prefix: str | None = Field(
+        None,
+        pattern=r"^([A-Za-z0-9_.-]+/)+$",
+        description="Catalog prefix that is observed, with a final slash; unset: what the collections begin with.",
+    )
+    timeout_seconds: float = Field(
+        10.0, gt=0, le=20, description="Longest time of one question to Estuary, with all its repetitions."
+    )
+    max_response_bytes: int = Field(
+        16_000_000, ge=1_000, description="Largest answer that is read; a larger one is a fault, not memory."
+    )
+
+    @field_validator("url")
+    @classmethod
+    def _token_stays_secret(cls, value: str) -> str:
+        if value.startswith("http://") and urlsplit(value).hostname not in ("127.0.0.1", "localhost", "::1"):
+            raise ValueError("must be https: a token goes with every question")
+        return value
+
+
+class FlowctlSettings(_Group):
+    """Estuary's own command, by which its catalog is published."""
+
+    program: str = Field("flowctl", min_length=1, description="The command, by name or by path.")
+    timeout_seconds: float = Field(
+        600.0, gt=0, description="Longest time of one call; Estuary builds and tests everything that is published."
+    )
+    data_plane: str | None = Field(
+        None, description="Data plane for new collections and tasks, as ops/dp/public/…; Estuary's default if unset."
+    )
+
+
+class WeaviateSettings(_Group):
+    """How Weaviate is spoken to."""
+
+    write_seconds: float = Field(
+        30.0,
+        ge=2,
+        description="Longest time of writing a batch with all its repetitions. Leases outlive it, so that a shorter "
+        "one makes a standby take over sooner.",
+    )
+    read_seconds: float = Field(10.0, gt=0, description="Longest time of a search, or of a page when much is read.")
+    batch_objects: int = Field(200, ge=1, le=10_000, description="Objects of one request of a batch.")
+    requests: int = Field(2, ge=1, le=64, description="Requests of a batch that are under way at the same time.")
+
+
+class PineconeSettings(_Group):
+    """Pinecone, for indexes that the catalog puts there."""
+
+    cloud: Literal["aws", "gcp", "azure"] | None = Field(
+        None, description="Cloud in which missing indexes are made; none is made if it or the region is unset."
+    )
+    region: str | None = Field(None, description="Region in which missing indexes are made, as us-east-1.")
+    write_seconds: float = Field(
+        30.0, gt=0, description="Longest time of a write, with all repetitions; a writer's lease outlives it."
+    )
+    read_seconds: float = Field(10.0, gt=0, description="Longest time of a question, with all repetitions.")
+    fresh_seconds: float = Field(
+        30.0, gt=0, description="How long a verification waits for Pinecone to show what was written before."
+    )
+    settle_seconds: float = Field(
+        10.0, ge=0, description="What it waits where Pinecone does not say how far its index is."
+    )
+
+
+class SnowflakeSettings(_Group):
+    """The capture of Snowflake sources; what is captured, and how, stands in the catalog."""
+
+    batch_documents: int = Field(
+        2_000, ge=1, description="Most rows of one inbox transaction, and of one fetch: bounds memory."
+    )
+    login_seconds: int = Field(30, ge=1, description="Longest time of a sign-in.")
+    statement_seconds: int = Field(
+        1_800, ge=1, description="Longest time of a statement, the resuming of its warehouse included."
+    )
 
 
 class ConsoleSettings(_Group):
@@ -176,16 +302,39 @@ class Settings(BaseSettings):
     n8n_api_key: SecretStr | None = Field(None, description="n8n API key.")
     vercel_token: SecretStr | None = Field(None, description="Vercel token for the frontends; plan only if unset.")
     app_database_url: SecretStr | None = Field(None, description="DSN of the catalog source `app`.")
-    weaviate_url: str | None = Field(None, description="Weaviate base URL (cluster profile).")
+    snowflake_url: SecretStr | None = Field(None, description="URL of the catalog source `snowflake`.")
+    snowflake_private_key: SecretStr | None = Field(
+        None, description="Private key of the catalog source `snowflake`: PKCS8 PEM, or the path of such a file."
+    )
+    weaviate_url: str | None = Field(
+        None, pattern=r"^https?://[^\s/]+/?$", description="Weaviate base URL (cluster profile)."
+    )
+    weaviate_grpc_url: str | None = Field(
+        None,
+        pattern=r"^(\[[0-9A-Fa-f:]+\]|[^\s:/]+):\d{1,5}$",
+        description="Weaviate's gRPC address as host:port; unset: port 50051 of the same host, and in Weaviate Cloud "
+        "what belongs to the URL. It is encrypted if the URL is https.",
+    )
     weaviate_api_key: SecretStr | None = Field(None, description="Weaviate API key.")
     pinecone_api_key: SecretStr | None = Field(None, description="Pinecone API key.")
+    pinecone_url: str = Field(
+        "https://api.pinecone.io",
+        pattern=r"^https?://[^\s/]",
+        description="Pinecone's control plane, which knows the addresses of the indexes.",
+    )
     embedding_api_key: SecretStr | None = Field(None, description="Key of an OpenAI-compatible endpoint.")
 
     capture: CaptureSettings = CaptureSettings()
     indexer: IndexerSettings = IndexerSettings()
     console: ConsoleSettings = ConsoleSettings()
     embedding: EmbeddingSettings = EmbeddingSettings()
+    estuary: EstuarySettings = EstuarySettings()
+    flowctl: FlowctlSettings = FlowctlSettings()
     inference: InferenceSettings = InferenceSettings()
+    intake: IntakeSettings = IntakeSettings()
+    snowflake: SnowflakeSettings = SnowflakeSettings()
+    pinecone: PineconeSettings = PineconeSettings()
+    weaviate: WeaviateSettings = WeaviateSettings()
 
     @field_validator("home", "catalog")
     @classmethod
@@ -267,7 +416,7 @@ def load_settings(environ: Mapping[str, str] | None = None, **overrides: Any) ->
     for name in sorted(os.environ if environ is None else environ):
         # Names that the catalog or the tests own are no settings of ours.
         if name.startswith(PREFIX) and name not in known and not name.startswith(f"{PREFIX}TEST_"):
-            close = difflib.get_close_matches(name, known, n=1, cutoff=0.85)
+            close = difflib.get_close_matches(name, known, n=1, cutoff=0.9)
             if close:
                 faults.append(f"{name}: is not a setting; did you mean {close[0]}?")
     if faults or settings is None:

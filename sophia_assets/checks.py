@@ -1,6 +1,7 @@
 """Asset checks: what is true of indexes, collections and the capture right now."""
 
 from collections.abc import Iterator
+from contextlib import closing
 from typing import Any
 
 import dagster as dg
@@ -40,21 +41,22 @@ def build_index_checks(index: Index) -> dg.AssetChecksDefinition:
         from sophia.indexing.status import index_status
         from sophia.indexing.verify import verify
         from sophia.indexing.versions import serving_version
-        from sophia.stores import store_of
+        from sophia.stores import Stores
 
         wanted = {selected.name for selected in context.selected_asset_check_keys}
         with database.connect() as connection:
             version = serving_version(connection, index.name)
             status = index_status(connection, [version.id])[0]
             if "equals_source" in wanted:
-                proof = verify(
-                    connection,
-                    version,
-                    store_of(version.store),
-                    embedding.of(version),
-                    seed=context.run.run_id,
-                    shards=_shards_of_run(context),
-                )
+                with closing(Stores(load_settings())) as stores:
+                    proof = verify(
+                        connection,
+                        version,
+                        stores.of(version),
+                        embedding.of(version),
+                        seed=context.run.run_id,
+                        shards=_shards_of_run(context),
+                    )
                 yield dg.AssetCheckResult(
                     asset_key=key,
                     check_name="equals_source",

@@ -47,6 +47,14 @@ def collection_version(status: Any) -> str:
     return f"{status.generation}:{status.position}"
 
 
+def _upstream(catalog: Catalog, source: str | None) -> list[dg.AssetKey]:
+    """The source, and the tree by which Estuary brings what comes from there."""
+    if source is None:
+        return []
+    tree = [asset_key("estuary", "production")] if catalog.source(source).kind == "estuary" else []
+    return [asset_key("sources", source), *tree]
+
+
 def build_collections(catalog: Catalog, profile: Profile) -> dg.AssetsDefinition:
     """All collections as one observation: how far the inbox is."""
     specs = []
@@ -55,7 +63,7 @@ def build_collections(catalog: Catalog, profile: Profile) -> dg.AssetsDefinition
         specs.append(
             dg.AssetSpec(
                 asset_key("collections", collection.name),
-                deps=[asset_key("sources", source)] if source else [],
+                deps=_upstream(catalog, source),
                 description=collection.description,
                 group_name="collections",
                 kinds={"postgres", "table"},

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dagster as dg
 
 from jobs import (
+    build_estuary_jobs,
+    build_estuary_sweep_job,
     build_jobs,
     build_rebuild_job,
     build_retention_job,
@@ -13,13 +15,20 @@ from jobs import (
     repair_job_name,
 )
 from resources import executor_of, resources_of
-from sensors import build_automation_sensors, build_backlog_sensor, build_progress_sensor, run_failure_reason
+from sensors import (
+    build_automation_sensors,
+    build_backlog_sensor,
+    build_estuary_sensor,
+    build_progress_sensor,
+    run_failure_reason,
+)
 from sophia.catalog import Catalog, default_path, load
 from sophia.indexing.versions import local_indexes
 from sophia.settings import Profile, load_settings
 from sophia_assets import policy
 from sophia_assets.checks import build_collection_checks, build_index_checks
 from sophia_assets.collections import build_collections, build_sources
+from sophia_assets.estuary import build_estuary_checks
 from sophia_assets.indexes import build_index
 from sophia_assets.keys import PLATFORM_KINDS
 from sophia_assets.platform import build_platform_asset
@@ -50,18 +59,27 @@ def build_definitions(catalog: Catalog, profile: Profile) -> dg.Definitions:
     by_name = {job.name: job for job in jobs}
     repairs = [(by_name[repair_job_name(shards, next(iter(groups)))], shards) for shards in groups]
     retention = build_retention_job(catalog, executor)
+    estuary = build_estuary_jobs(catalog, profile, executor)
     return dg.Definitions(
         assets=assets,
         asset_checks=[
             *(build_index_checks(index) for index in local_indexes(catalog, profile)),
             *(build_gates(catalog, index, profile) for index in local_indexes(catalog, profile)),
             *(build_collection_checks(catalog, collection, profile) for collection in captured),
+            *build_estuary_checks(catalog, profile),
         ],
-        jobs=[*jobs, build_rebuild_job(catalog, executor), retention],
+        jobs=[
+            *jobs,
+            build_rebuild_job(catalog, executor),
+            retention,
+            build_estuary_sweep_job(catalog, executor),
+            *estuary,
+        ],
         schedules=build_schedules(repairs, retention),
         sensors=[
             build_progress_sensor(catalog, profile),
             build_backlog_sensor(catalog, profile, [job for job, _ in repairs]),
+            *build_estuary_sensor(catalog, profile, estuary),
             run_failure_reason,
             *build_automation_sensors(),
         ],

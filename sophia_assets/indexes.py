@@ -7,6 +7,7 @@ so a changed row never makes the asset stale.
 import statistics
 import time
 from collections import deque
+from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
@@ -125,6 +126,7 @@ def _repair(
     from sophia.indexing.provenance import register_run
     from sophia.indexing.repair import Session, repair_version
     from sophia.indexing.status import index_status, lag_history
+    from sophia.stores import Stores
 
     settings = load_settings()
     lines = Lines(context.log.info)
@@ -134,9 +136,9 @@ def _repair(
         steps.append(step)
         lines(step, ends=step.ended)
 
-    with database.connect() as connection:
+    with database.connect() as connection, closing(Stores(settings)) as stores:
         run = register_run(connection, "dagster", settings, run=context.run_id)
-        session = Session.open(connection, catalog, index, profile, embedding.of, settings, run=run)
+        session = Session.open(connection, catalog, index, profile, embedding.of, settings, run=run, stores=stores)
         shards = [shard_number(partition) for partition in context.partition_keys]
         started = time.perf_counter()
         figures = repair_version(

@@ -4,7 +4,17 @@ from __future__ import annotations
 
 import dagster as dg
 
-PLATFORM_KINDS = ("secrets", "environments", "nodes", "cluster", "images", "services", "workflows", "frontends")
+PLATFORM_KINDS = (
+    "secrets",
+    "environments",
+    "nodes",
+    "cluster",
+    "images",
+    "services",
+    "estuary",
+    "workflows",
+    "frontends",
+)
 # Kind icons of the UI first, our own labels after.
 ICONS: dict[str, set[str]] = {
     "images": {"docker"},
@@ -13,6 +23,7 @@ ICONS: dict[str, set[str]] = {
     "services": {"kubernetes", "yaml"},
     "secrets": {"secret", "yaml"},
     "environments": {"pulumi", "yaml"},
+    "estuary": {"estuary", "yaml"},
     "workflows": {"n8n", "json"},
     "frontends": {"vercel", "json"},
 }

@@ -15,17 +15,20 @@ from pydantic import BaseModel
 from resources import PlatformResource
 from sophia.catalog import Catalog
 from sophia.catalog.models import Cluster, Entry, Frontend, Image, Service, Workflow
-from sophia.platform import SecretEnvironment, build_reconcilers
+from sophia.platform import EstuaryTree, SecretEnvironment, build_reconcilers
 from sophia_assets.keys import ICONS, asset_key
 
 CHECK = "rendered_is_sound"
 # Metadata is stored with every event: a diff is cut, its size is a number beside it.
 DIFF_LINES = 400
+# Where Estuary's materialisations lead.
+INTAKE = "intake"
 PLATFORM_TEAM = "team:platform"
 # Kinds whose entries the catalog does not describe one by one.
 DESCRIPTIONS = {
     "cluster": "The K3s cluster as a whole: GPU operator, quotas, limits, autoscaling policy, mesh.",
     "environments": "One environment's secrets as references, for Pulumi ESC and Kubernetes.",
+    "estuary": "One environment's captures, collections and materialisations at Estuary, as flow.yaml.",
 }
 
 
@@ -49,7 +52,20 @@ def dependencies(catalog: Catalog, entry: Any) -> list[dg.AssetKey]:
             found += [asset_key("nodes", node.name) for node in catalog.nodes]
         case SecretEnvironment():
             found += [asset_key("secrets", s.name) for s in catalog.secrets if entry.name in s.environments]
+        case EstuaryTree():
+            # Not on the collections: they move with every document.
+            found += [asset_key("sources", source.name) for source in catalog.sources if source.kind == "estuary"]
+            found += [asset_key("secrets", name) for name in estuary_secrets(catalog)]
+            found += [asset_key("services", name) for name in (INTAKE,) if name in {s.name for s in catalog.services}]
     return list(dict.fromkeys(found))
+
+
+def estuary_secrets(catalog: Catalog) -> list[str]:
+    """The secrets that Estuary's catalog refers to, as far as our catalog has them."""
+    known = {secret.name for secret in catalog.secrets}
+    staging = catalog.estuary.staging
+    names = [webhook.token for webhook in catalog.estuary.webhooks] + ([staging.secret] if staging else [])
+    return [name for name in (*names, *(capture.secret for capture in catalog.captures)) if name in known]
 
 
 def code_version(entry: Any) -> str:

@@ -5,6 +5,7 @@ is; its checks are the gates. `serving/<name>` lets it serve, and runs only behi
 """
 
 from collections.abc import Iterator
+from contextlib import closing
 from typing import Any
 
 import dagster as dg
@@ -15,7 +16,7 @@ from sophia.catalog.models import Index
 from sophia.indexing.gates import NAMES, Gate, run_gates
 from sophia.indexing.promotion import Switch, promote
 from sophia.indexing.versions import IndexVersion, candidate_version, serving_version
-from sophia.settings import Profile
+from sophia.settings import Profile, load_settings
 from sophia_assets.gpu import gpu_step
 from sophia_assets.indexes import index_code_version
 from sophia_assets.keys import STORE_ICONS, asset_key
@@ -113,11 +114,12 @@ def build_serving(catalog: Catalog, index: Index, profile: Profile) -> dg.Assets
     def serving(context: dg.AssetExecutionContext, database: DatabaseResource) -> dg.MaterializeResult[Any]:
         if not _is_local(catalog, index, profile):
             return _planned(profile)
-        from sophia.stores import store_of
+        from sophia.stores import Stores
 
         with database.connect() as connection:
             version = _candidate(connection, catalog, index, profile)
-            switch = promote(connection, version, store_of(version.store))
+            with closing(Stores(load_settings())) as stores:
+                switch = promote(connection, version, stores.of(version))
         context.log.info(said(switch))
         return dg.MaterializeResult(
             data_version=dg.DataVersion(version.fingerprint), metadata=switch_metadata(version, switch)
@@ -135,11 +137,20 @@ def gates_of(
     names: tuple[Any, ...] = NAMES,
 ) -> Iterator[Gate]:
     """The gates of a version, compared with the one that serves."""
-    from sophia.stores import store_of
+    from sophia.stores import Stores
 
     serving = serving_version(connection, version.index_name)
-    store = store_of(version.store)
-    return run_gates(connection, version, store, embedding.of, serving=serving, seed=seed, names=names)
+    with closing(Stores(load_settings())) as stores:
+        yield from run_gates(
+            connection,
+            version,
+            stores.of(version),
+            embedding.of,
+            serving=serving,
+            seed=seed,
+            names=names,
+            stores=stores,
+        )
 
 
 def switch_metadata(version: IndexVersion, switch: Switch) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from sophia.indexing.writer import Row, Writer
 from sophia.services.console import serve
 from sophia.services.console.models import LoadEmbedder
 from sophia.settings import ConsoleSettings, Settings
-from sophia.stores import store_of
+from sophia.stores import IN_DATABASE
 from tests.embedders import HashEmbedder
 from tests.waiting import until
 
@@ -36,7 +36,7 @@ class Documents:
     def __init__(self, connection: psycopg.Connection[TupleRow], catalog: Catalog) -> None:
         self.connection = connection
         self.version = ensure_version(connection, catalog, catalog.index(INDEX), "local")
-        store = store_of(self.version.store)
+        store = IN_DATABASE.of(self.version)
         store.ensure(connection, self.version)
         self._writer = Writer(self.version, store, HashEmbedder(), 1_000_000, run="live", lane="live")
         self._positions = itertools.count(1)

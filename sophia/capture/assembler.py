@@ -63,9 +63,19 @@ class Taken:
 
 
 @dataclass(frozen=True, slots=True)
-class _Columns:
+class Columns:
+    """A relation's columns: their names, and what reads their values."""
+
     names: tuple[str, ...]
     converters: tuple[Callable[[bytes], Any], ...]
+
+    @classmethod
+    def of(cls, relation: pgoutput.Relation) -> Columns:
+        """The columns of a relation as the stream describes it."""
+        return cls(
+            tuple(column.name for column in relation.columns),
+            tuple(converter(column.type_oid) for column in relation.columns),
+        )
 
 
 class Assembler:
@@ -80,7 +90,7 @@ class Assembler:
 
     def __init__(self, tables: Mapping[int, CapturedTable], start_lsn: int, bulk_transaction: int) -> None:
         self._tables = tables
-        self._columns: dict[int, _Columns] = {}
+        self._columns: dict[int, Columns] = {}
         self._bulk_transaction = bulk_transaction
         self._begin: pgoutput.Begin | None = None
         self._skipping = False
@@ -167,10 +177,7 @@ class Assembler:
                 f"{table.qualified}: key column {absent[0]!r} is gone; "
                 "restore it, or change the collection's key in the catalog and capture the table anew"
             )
-        self._columns[message.oid] = _Columns(
-            names,
-            tuple(converter(column.type_oid) for column in message.columns),
-        )
+        self._columns[message.oid] = Columns.of(message)
 
     def _clock(self, table: CapturedTable) -> Clock:
         assert self._begin is not None  # noqa: S101 - changes come between Begin and Commit
@@ -214,38 +221,13 @@ class Assembler:
         event_lsn: int,
     ) -> tuple[dict[str, Any], bool, tuple[str, ...]]:
         """The document, whether it holds the whole row, and the columns that it lacks."""
-        columns = self._columns[message.oid]
         begin = self._begin
         assert begin is not None  # noqa: S101
-        missing: tuple[str, ...] = ()
-        before: dict[str, Any] | None = None
-        if isinstance(message, pgoutput.Delete):
-            row = _row(columns, message.old, only_key=message.old_kind == "K")
-            op = "d"
-        else:
-            row = _row(columns, message.new)
-            op = "c"
-            if isinstance(message, pgoutput.Update):
-                op = "u"
-                if message.old is not None:
-                    before = _row(columns, message.old, only_key=message.old_kind == "K")
-                    # REPLICA IDENTITY FULL: the old row has what the new one left out.
-                    row = {name: before[name] for name in columns.names if name in before and name not in row} | row
-                missing = tuple(name for name in columns.names if name not in row)
-        meta: dict[str, Any] = {
-            "op": op,
-            "source": {
-                "ts_ms": int(begin.committed_at.timestamp() * 1000),
-                "schema": table.schema,
-                "table": table.table,
-                "loc": [self._last_end, event_lsn, begin.final_lsn],
-                "txid": begin.xid,
-            },
-        }
-        if before is not None:
-            meta["before"] = before
-        meta["uuid"] = capture_uuid(begin.final_lsn, self._ordinal)
-        return dict(sorted((row | {"_meta": meta}).items())), not missing, missing
+        document, missing = row_document(
+            self._columns[message.oid], table.schema, table.table, message, begin, self._last_end, event_lsn
+        )
+        document["_meta"]["uuid"] = capture_uuid(begin.final_lsn, self._ordinal)
+        return document, not missing, missing
 
     def _park(
         self,
@@ -275,7 +257,54 @@ class Assembler:
         self._open_parked.append(Parked(table.collection, key, reason, self._clock(table)))
 
 
-def _row(columns: _Columns, values: pgoutput.Tuple, *, only_key: bool = False) -> dict[str, Any]:
+def row_document(
+    columns: Columns,
+    schema: str,
+    table: str,
+    message: pgoutput.Insert | pgoutput.Update | pgoutput.Delete,
+    begin: pgoutput.Begin,
+    last_end: int,
+    event_lsn: int,
+) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """A change as source-postgres writes it, without its UUID, and the columns that it leaves out.
+
+    Args:
+        last_end: end position of the commit before.
+
+    Raises:
+        DocumentError: a value cannot be read.
+    """
+    missing: tuple[str, ...] = ()
+    before: dict[str, Any] | None = None
+    if isinstance(message, pgoutput.Delete):
+        row = _row(columns, message.old, only_key=message.old_kind == "K")
+        op = "d"
+    else:
+        row = _row(columns, message.new)
+        op = "c"
+        if isinstance(message, pgoutput.Update):
+            op = "u"
+            if message.old is not None:
+                before = _row(columns, message.old, only_key=message.old_kind == "K")
+                # REPLICA IDENTITY FULL: the old row has what the new one left out.
+                row = {name: before[name] for name in columns.names if name in before and name not in row} | row
+            missing = tuple(name for name in columns.names if name not in row)
+    meta: dict[str, Any] = {
+        "op": op,
+        "source": {
+            "ts_ms": int(begin.committed_at.timestamp() * 1000),
+            "schema": schema,
+            "table": table,
+            "loc": [last_end, event_lsn, begin.final_lsn],
+            "txid": begin.xid,
+        },
+    }
+    if before is not None:
+        meta["before"] = before
+    return dict(sorted((row | {"_meta": meta}).items())), missing
+
+
+def _row(columns: Columns, values: pgoutput.Tuple, *, only_key: bool = False) -> dict[str, Any]:
     """Column values by name. Unchanged columns are absent; of a key-only tuple just its key columns are there."""
     row: dict[str, Any] = {}
     for i, value in enumerate(values):

@@ -19,11 +19,10 @@ A captured table that does not exist any more is reported, and the others go on.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from threading import Event
 
@@ -39,7 +38,7 @@ from sophia.capture.reread import incomplete_keys, reread
 from sophia.capture.snapshot import Progress, begin_copy, copy_table
 from sophia.capture.source import Server, SourceTable
 from sophia.capture.values import SESSION_OPTIONS
-from sophia.database.connect import Database, connect
+from sophia.database.connect import Database, connect, pipelined_transaction
 from sophia.documents import Clock, format_lsn, parse_lsn
 from sophia.errors import FencedError, SophiaError, SourceError, TemporaryError
 from sophia.failpoints import failpoint
@@ -422,7 +421,7 @@ class Capture:
 
         It waits for the database twice: for its locks, and for all the rest with the commit.
         """
-        with _pipelined_transaction(own):
+        with pipelined_transaction(own):
             fence = self._send_confirm(own, taken.end_lsn)
             locked = inbox.lock(own, list(taken.events))
             self._fenced(fence.fetchone() is not None)
@@ -517,18 +516,3 @@ class Capture:
                 or bool(source_sql.unpublished(source, publication, found))
                 or bool(source_sql.restricted(source, publication, found))
             )
-
-
-@contextlib.contextmanager
-def _pipelined_transaction(connection: Connection) -> Iterator[None]:
-    """A transaction in pipeline mode; psycopg's own would wait for BEGIN and for COMMIT alone."""
-    try:
-        with connection.pipeline():
-            connection.execute("BEGIN")
-            yield
-            connection.execute("COMMIT")
-    except BaseException:
-        # Of a connection that broke nothing is left to roll back.
-        with contextlib.suppress(psycopg.Error):
-            connection.rollback()
-        raise

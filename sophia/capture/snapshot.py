@@ -180,7 +180,7 @@ def read_rows(
     Raises:
         DocumentError: a value cannot be read.
     """
-    return [_values(described, row) for row in _fetch(source, _select(schema, table, described, where))]
+    return [row_values(described, row) for row in _fetch(source, _select(schema, table, described, where))]
 
 
 def row_change(key_fields: Sequence[str], row: Mapping[str, Any], clock: Clock, *, snapshot: bool) -> Change:
@@ -212,13 +212,18 @@ def _read(
     changes, parked = [], []
     for number, row in enumerate(batch, start=offset):
         try:
-            changes.append(row_change(table.key_fields, _values(described, row), clock, snapshot=True))
+            changes.append(row_change(table.key_fields, row_values(described, row), clock, snapshot=True))
         except DocumentError as error:
             parked.append(f"row {number} of the snapshot: {error}")
     return changes, parked
 
 
-def _values(described: Sequence[tuple[str, int]], row: Sequence[bytes | None]) -> dict[str, Any]:
+def row_values(described: Sequence[tuple[str, int]], row: Sequence[bytes | None]) -> dict[str, Any]:
+    """One row of `read_batches` as JSON values, by column.
+
+    Raises:
+        DocumentError: a value cannot be read.
+    """
     return {
         name: None if value is None else converter(type_oid)(value)
         for (name, type_oid), value in zip(described, row, strict=True)

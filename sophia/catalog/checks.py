@@ -13,7 +13,10 @@ from sophia.catalog.models import (
     Collection,
     EmbeddingModel,
     Entry,
+    Estuary,
+    EstuaryCapture,
     Frozen,
+    GraphKind,
     Image,
     Index,
     Node,
@@ -21,6 +24,7 @@ from sophia.catalog.models import (
     Route,
     Secret,
     Service,
+    Source,
 )
 from sophia.catalog.references import check_cycles, check_references
 
@@ -28,6 +32,8 @@ EntryT = TypeVar("EntryT", bound=Entry)
 Known = dict[str, dict[str, Located]]
 """Kind, then name: the first entry of that name, valid or not."""
 
+# Of pgvector's index type hnsw, by what it holds of a vector.
+MOST_DIMENSIONS: dict[GraphKind, int] = {"full": 2_000, "half": 4_000, "binary": 64_000}
 VARIABLE = re.compile(r"\$\(([A-Za-z_][A-Za-z0-9_]*)\)")
 
 
@@ -52,6 +58,7 @@ def check(entries: Sequence[Located]) -> list[Problem]:
     problems += check_cycles(known.get("service", {}), "depends_on", _depends_on)
     problems += _shared_variables(valid)
     problems += _shared_paths(valid)
+    problems += _captured_twice(valid)
     for located in valid:
         match located.entry:
             case Service():
@@ -60,6 +67,12 @@ def check(entries: Sequence[Located]) -> list[Problem]:
                 problems += _index(located, located.entry, known)
             case Route():
                 problems += _route(located, located.entry, known)
+            case Collection():
+                problems += _collection(located, located.entry, known)
+            case EstuaryCapture():
+                problems += _capture(located, located.entry, known)
+            case Estuary():
+                problems += _estuary(located, located.entry, known)
     return problems
 
 
@@ -132,6 +145,14 @@ def _index(located: Located, index: Index, known: Known) -> Iterator[Problem]:
     if model is not None and index.chunk_tokens > model.max_tokens:
         text = f'chunk_tokens: {index.chunk_tokens} is more than model "{model.name}" reads ({model.max_tokens})'
         yield located.problem("conflict", text, ("chunk_tokens",))
+    if model is not None and "pgvector" in (index.store.local, index.store.cluster):
+        most = MOST_DIMENSIONS[index.graph]
+        if model.dimension > most:
+            text = (
+                f'graph: a "{index.graph}" graph of pgvector holds at most {most:,} dimensions, and model '
+                f'"{model.name}" has {model.dimension:,}; use "half" (up to {MOST_DIMENSIONS["half"]:,}) or "binary"'
+            )
+            yield located.problem("conflict", text, ("graph",))
     collection = _get(known, "collection", index.collection, Collection)
     if collection is None:
         return
@@ -140,6 +161,70 @@ def _index(located: Located, index: Index, known: Known) -> Iterator[Problem]:
         if index.store.for_profile(profile) and not collection.source.for_profile(profile):
             text = f'store: collection "{collection.name}" has no source in the {profile} profile'
             yield located.problem("conflict", text, ("store", profile))
+
+
+def _fed_by_estuary(collection: Collection, known: Known) -> bool:
+    sources = (
+        _get(known, "source", name, Source) for name in (collection.source.local, collection.source.cluster) if name
+    )
+    return any(source is not None and source.kind == "estuary" for source in sources)
+
+
+def _collection(located: Located, collection: Collection, known: Known) -> Iterator[Problem]:
+    if _fed_by_estuary(collection, known) and not collection.key:
+        text = "key: is required of a collection that comes from Estuary: its documents do not name theirs"
+        yield located.problem("conflict", text, ("key",))
+    for name in collection.key:
+        if collection.columns and name not in collection.columns:
+            yield located.problem("conflict", f'columns: has no "{name}", which is part of the key', ("columns",))
+
+
+def _captured_twice(valid: Iterable[Located]) -> Iterator[Problem]:
+    owner: dict[str, str] = {}
+    for located in valid:
+        if not isinstance(located.entry, EstuaryCapture):
+            continue
+        for number, binding in enumerate(located.entry.bindings):
+            first = owner.setdefault(binding.collection, located.entry.name)
+            if first != located.entry.name:
+                # Clocks of two captures are not comparable: an older row could win.
+                text = f'bindings[{number}].collection: capture "{first}" writes "{binding.collection}" already'
+                yield located.problem("conflict", text, ("bindings", number, "collection"))
+
+
+def _capture(located: Located, capture: EstuaryCapture, known: Known) -> Iterator[Problem]:
+    for number, binding in enumerate(capture.bindings):
+        collection = _get(known, "collection", binding.collection, Collection)
+        if collection is None:
+            continue
+        loc = ("bindings", number, "collection")
+        where = f"bindings[{number}].collection"
+        if binding.table is None and collection.table is None:
+            text = f'{where}: neither it nor collection "{collection.name}" names a table'
+            yield located.problem("conflict", text, loc)
+        if not collection.key:
+            text = f'{where}: collection "{collection.name}" has no key; name its columns there'
+            yield located.problem("conflict", text, loc)
+        if capture.connector == "source-snowflake" and _fed_by_estuary(collection, known):
+            lower = [name for name in collection.key if name != name.upper()]
+            if lower:
+                text = f'{where}: Snowflake sends "{lower[0].upper()}", and the key of its documents is "{lower[0]}"'
+                yield located.problem("conflict", text, loc)
+
+
+def _estuary(located: Located, estuary: Estuary, known: Known) -> Iterator[Problem]:
+    prefix = f"{estuary.prefixes.production}/"
+    for other in known.get("collection", {}).values():
+        collection = other.entry
+        if isinstance(collection, Collection) and not collection.estuary.startswith(prefix):
+            text = f'prefixes.production: collection "{collection.name}" is not below {prefix}'
+            yield located.problem("conflict", text, ("prefixes", "production"))
+    for number, webhook in enumerate(estuary.webhooks):
+        for place, name in enumerate(webhook.collections):
+            collection = _get(known, "collection", name, Collection)
+            if collection is not None and not _fed_by_estuary(collection, known):
+                text = f'webhooks[{number}].collections: collection "{name}" has no source of kind estuary'
+                yield located.problem("conflict", text, ("webhooks", number, "collections", place))
 
 
 def _route(located: Located, route: Route, known: Known) -> Iterator[Problem]:

@@ -8,6 +8,8 @@ from sophia.catalog.models import (
     Cluster,
     Collection,
     EmbeddingModel,
+    Estuary,
+    EstuaryCapture,
     Frontend,
     Frozen,
     Image,
@@ -45,6 +47,10 @@ FILES: dict[str, tuple[Section, ...]] = {
     "services.yaml": (SERVICES,),
     "mcp_servers.yaml": (SERVICES,),
     "sources.yaml": (Section("sources", "source", Source),),
+    "estuary.yaml": (
+        Section("estuary", "estuary", Estuary, many=False),
+        Section("captures", "capture", EstuaryCapture),
+    ),
     "collections.yaml": (
         Section("retention", "retention", Retention, many=False),
         Section("collections", "collection", Collection),

@@ -45,7 +45,7 @@ def load(path: Path | None = None) -> Catalog:
 
 
 def _read_folder(folder: Path, problems: list[Problem]) -> list[Located]:
-    shown = _shown(folder)
+    shown = shown_path(folder)
     if not folder.is_dir():
         problems.append(Problem(shown, 0, "unreadable", "is not a folder; it should hold the catalog's files"))
         return []
@@ -57,12 +57,12 @@ def _read_folder(folder: Path, problems: list[Problem]) -> list[Located]:
             entries += _read_file(file, FILES[file.name], problems)
         else:
             hint = suggestion(file.name, FILES)
-            problems.append(Problem(_shown(file), 0, "unknown-file", f"is not a catalog file{hint}"))
+            problems.append(Problem(shown_path(file), 0, "unknown-file", f"is not a catalog file{hint}"))
     return entries
 
 
 def _read_file(file: Path, sections: tuple[Section, ...], problems: list[Problem]) -> list[Located]:
-    shown = _shown(file)
+    shown = shown_path(file)
 
     def report(line: int, code: Code, message: str) -> None:
         problems.append(Problem(shown, line, code, message))
@@ -157,7 +157,7 @@ def _assemble(entries: list[Located]) -> Catalog:
     return Catalog(**{key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()})
 
 
-def _shown(path: Path) -> str:
+def shown_path(path: Path) -> str:
     """Relative to the working directory when it lies below it."""
     absolute = path.absolute()
     below = Path.cwd()

@@ -10,6 +10,8 @@ from sophia.catalog.located import Located
 from sophia.catalog.messages import field_path
 from sophia.catalog.models import (
     Collection,
+    Estuary,
+    EstuaryCapture,
     Frontend,
     Frozen,
     Image,
@@ -62,6 +64,12 @@ def references(entry: Frozen) -> Iterator[Reference]:
             yield from _many("indexes", "index", entry.indexes)
         case Collection():
             yield from _per_profile("source", "source", entry.source)
+        case Estuary():
+            yield from _estuary(entry)
+        case EstuaryCapture():
+            yield from _one("secret", "secret", entry.secret)
+            for number, binding in enumerate(entry.bindings):
+                yield ("bindings", number, "collection"), "collection", binding.collection
         case Index():
             yield from _one("collection", "collection", entry.collection)
             yield from _one("model", "model", entry.model)
@@ -73,6 +81,17 @@ def references(entry: Frozen) -> Iterator[Reference]:
         case Frontend():
             yield from _one("service", "service", entry.service)
             yield from _many("secrets", "secret", entry.secrets)
+
+
+def _estuary(entry: Estuary) -> Iterator[Reference]:
+    for number, webhook in enumerate(entry.webhooks):
+        yield ("webhooks", number, "token"), "secret", webhook.token
+        for place, name in enumerate(webhook.collections):
+            yield ("webhooks", number, "collections", place), "collection", name
+    if entry.staging is not None:
+        yield ("staging", "secret"), "secret", entry.staging.secret
+        for place, name in enumerate(entry.staging.collections):
+            yield ("staging", "collections", place), "collection", name
 
 
 def _one(field: str, kind: str, name: str | None) -> Iterator[Reference]:

@@ -33,7 +33,7 @@ def _options(verbose: bool = typer.Option(False, "--verbose", "-v", help="Log wh
         stream=sys.stderr,
     )
     # Alembic and the model libraries say much that is no news.
-    for name in ("alembic", "sentence_transformers", "httpx"):
+    for name in ("alembic", "sentence_transformers", "httpx", "pinecone"):
         logging.getLogger(name).setLevel(logging.WARNING)
 
 

@@ -9,12 +9,15 @@ from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from sophia.catalog import Catalog
 from sophia.settings import Settings, load_settings
+
+if TYPE_CHECKING:
+    from sophia.stores import Stores
 
 Json = typer.Option(False, "--json", help="Print JSON instead of a table.")
 
@@ -32,6 +35,13 @@ class Context:
 
         return load(self.settings.catalog or default_path())
 
+    @cached_property
+    def stores(self) -> Stores:
+        """The vector stores."""
+        from sophia.stores import Stores
+
+        return Stores(self.settings)
+
 
 def begin() -> Context:
     """Read the settings; raises SettingsError."""
@@ -48,6 +58,8 @@ def connected(context: Context) -> Iterator[tuple[Any, Any]]:
         with database.connect("sophia-cli") as connection:
             yield database, connection
     finally:
+        if "stores" in context.__dict__:
+            context.stores.close()
         database.release()
 
 
@@ -57,16 +69,17 @@ def show_json(value: Any) -> None:
 
 
 def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], right: Sequence[str] = ()) -> None:
-    """Print a table."""
+    """Print a table. Texts are shown as they are: a bracket in one is no markup."""
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
-    table = Table(title=title, title_justify="left", title_style="bold", header_style="bold")
+    table = Table(title=Text(title), title_justify="left", title_style="bold", header_style="bold")
     for number, column in enumerate(columns):
         # The first column names the row: it stays whole, the others wrap.
         table.add_column(column, justify="right" if column in right else "left", overflow="fold", no_wrap=number == 0)
     for row in rows:
-        table.add_row(*("" if value is None else str(value) for value in row))
+        table.add_row(*("" if value is None else Text(str(value)) for value in row))
     Console().print(table)
 
 

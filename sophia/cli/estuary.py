@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import typer
 
+from sophia.cli import estuary_catalog, estuary_stand_in, estuary_status
+
 
 def register(app: typer.Typer) -> None:
     """Add this module's commands."""
     estuary = typer.Typer(help="Estuary Flow: its catalog, its state, and a stand-in of it.", no_args_is_help=True)
+    estuary_catalog.register(estuary)
     app.add_typer(estuary, name="estuary")
+    estuary_stand_in.register(estuary)
+    estuary_status.register(estuary)

@@ -75,6 +75,7 @@ def repair(
             lambda version: load_embedder(version.model, version.index.precision, settings),
             settings,
             run=register_run(connection, "cli", settings),
+            stores=context.stores,
         )
         figures = repair_version(
             connection,
@@ -106,7 +107,6 @@ def promote(
     from sophia.indexing.gates import run_gates
     from sophia.indexing.promotion import promote as switch_to
     from sophia.indexing.versions import candidate_version, numbered_version, serving_version
-    from sophia.stores import store_of
 
     context = begin()
     settings = context.settings
@@ -121,7 +121,7 @@ def promote(
                 )
         else:
             version = numbered_version(connection, index, number)
-        store = store_of(version.store)
+        store = context.stores.of(version)
         loaded: dict[int, Any] = {}
 
         def embedder_of(version: IndexVersion) -> Any:
@@ -131,7 +131,7 @@ def promote(
 
         gates = []
         if version.id != serving.id and not skip_gates:
-            for gate in run_gates(connection, version, store, embedder_of, serving=serving):
+            for gate in run_gates(connection, version, store, embedder_of, serving=serving, stores=context.stores):
                 gates.append(gate)
                 if not as_json:
                     typer.echo(f"{'pass' if gate.passed else 'FAIL'}  {gate.name}: {gate.sentence}")
@@ -157,10 +157,10 @@ def rollback(
 ) -> None:
     """Go back to the version that served before; it was fed all the time, so no change is lost."""
     from sophia.indexing.promotion import rollback as go_back
-    from sophia.stores import store_of
 
-    with connected(begin()) as (_, connection):
-        switch = go_back(connection, index, store_of)
+    context = begin()
+    with connected(context) as (_, connection):
+        switch = go_back(connection, index, stores=context.stores)
     if as_json:
         show_json({"index": index, "before": switch.before, "serves": switch.now})
         return
@@ -175,11 +175,11 @@ def retire(
     """End a version that does not serve: its vectors and its ledger are removed."""
     from sophia.indexing.promotion import retire as end
     from sophia.indexing.versions import numbered_version
-    from sophia.stores import store_of
 
-    with connected(begin()) as (_, connection):
+    context = begin()
+    with connected(context) as (_, connection):
         version = numbered_version(connection, index, number)
-        removed = end(connection, version, store_of(version.store))
+        removed = end(connection, version, context.stores.of(version))
     if as_json:
         show_json({"index": index, "version": number, "ledger_rows": removed})
         return
@@ -205,7 +205,15 @@ def erase(
     cache = redis_cache(context.settings)
     caches = [cache] if cache is not None else []
     with connected(context) as (_, connection):
-        done = remove(connection, collection, parse_key(key), force=force, rewrite=rewrite, caches=caches)
+        done = remove(
+            connection,
+            collection,
+            parse_key(key),
+            force=force,
+            rewrite=rewrite,
+            caches=caches,
+            stores=context.stores,
+        )
     if as_json:
         show_json(done.to_json())
     else:
@@ -213,6 +221,11 @@ def erase(
         if done.vacuumed:
             typer.echo(f"vacuumed: {', '.join(done.vacuumed)}")
         typer.echo(f"kept: that a document with the key hash {done.key_hash} was erased")
+        if done.unnamed:
+            typer.echo(
+                f"kept: {done.unnamed} parked deliveries without a readable key, in which the values of this key do "
+                "not occur; `sophia dead-letters` lists them"
+            )
         typer.echo("not ours to remove:")
         for place in REMAINS:
             typer.echo(f"  {place}")

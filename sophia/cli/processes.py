@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import ChainMap
 from typing import Annotated
 
 import typer
@@ -18,12 +19,16 @@ def register(app: typer.Typer) -> None:
     app.command()(demo)
     serve = typer.Typer(help="Serve over HTTP until stopped.", no_args_is_help=True)
     serve.command()(inference)
+    serve.command()(intake)
     app.add_typer(serve, name="serve")
 
 
-def capture() -> None:
-    """Capture this profile's PostgreSQL sources into the inbox."""
+def capture(
+    source: Annotated[list[str] | None, typer.Option(help="Capture only this source; may be given again.")] = None,
+) -> None:
+    """Capture this profile's PostgreSQL and Snowflake sources into the inbox."""
     from sophia.capture import Capture, postgres_sources
+    from sophia.capture.snowflake import SnowflakeCapture, snowflake_sources
     from sophia.database import open_database
     from sophia.errors import ConfigurationError
     from sophia.services.metrics import CaptureMetrics, exposed
@@ -31,13 +36,21 @@ def capture() -> None:
 
     context = begin()
     settings = context.settings.capture
+    catalog = context.catalog
+    if source:
+        catalog = catalog.model_copy(update={"sources": tuple(catalog.source(name) for name in source)})
     database = open_database(context.settings)
-    sources = postgres_sources(context.catalog, context.settings, database)
-    if not sources:
-        raise ConfigurationError(f"no PostgreSQL source has collections in profile {context.settings.profile!r}")
+    sources = postgres_sources(catalog, context.settings, database)
+    others = snowflake_sources(catalog, context.settings)
+    if not sources and not others:
+        raise ConfigurationError(
+            f"no PostgreSQL or Snowflake source has collections in profile {context.settings.profile!r}"
+        )
     stop = stop_on_signals()
-    captures = [Capture(source, database, settings) for source in sources]
-    loops = [Loop(f"capture {s.name}", c.run, c.ready) for s, c in zip(sources, captures, strict=True)]
+    loops = [Loop(f"capture {s.name}", c.run, c.ready) for s in sources for c in [Capture(s, database, settings)]]
+    for other in others:
+        reader = SnowflakeCapture(other, database, context.settings.snowflake, settings)
+        loops.append(Loop(f"capture {other.name}", reader.run, reader.ready))
     metrics = CaptureMetrics(database, sources)
     with exposed(metrics, settings.metrics_host, settings.metrics_port, loops, "SOPHIA_CAPTURE__METRICS_PORT"):
         run_together(loops, stop)
@@ -48,7 +61,7 @@ def indexer(
 ) -> None:
     """Keep this profile's indexes in step with the inbox."""
     from sophia.database import open_database
-    from sophia.indexing.indexer import Indexer
+    from sophia.indexing.indexer import indexers
     from sophia.services.metrics import IndexerMetrics, exposed
     from sophia.services.worker import Loop, run_together, stop_on_signals
 
@@ -57,9 +70,9 @@ def indexer(
     database = open_database(context.settings)
     stop = stop_on_signals()
     metrics = IndexerMetrics(database)
-    indexing = Indexer(context.catalog, database, context.settings, bulk=not live_only, observe=metrics.observe)
-    metrics.watch(indexing.embedders)
-    loops = [Loop("indexer", indexing.run, indexing.ready)]
+    each = indexers(context.catalog, database, context.settings, bulk=not live_only, observe=metrics.observe)
+    metrics.watch(ChainMap(*(indexing.embedders for indexing in each)))
+    loops = [Loop(f"indexer of {indexing.kind}", indexing.run, indexing.ready) for indexing in each]
     with exposed(metrics, settings.metrics_host, settings.metrics_port, loops, "SOPHIA_INDEXER__METRICS_PORT"):
         run_together(loops, stop)
 
@@ -82,6 +95,19 @@ def inference() -> None:
 
     context = begin()
     serve(context.settings, context.catalog)
+
+
+def intake() -> None:
+    """Take what Estuary's webhook and triggers send, into the inbox."""
+    from sophia.database import open_database
+    from sophia.services.intake.server import serve
+
+    context = begin()
+    database = open_database(context.settings)
+    try:
+        serve(context.settings, context.catalog, database)
+    finally:
+        database.release()
 
 
 def up(

@@ -46,10 +46,10 @@ def _bar() -> Iterator[Callable[[RepairProgress], None]]:
         def update(step: RepairProgress) -> None:
             progress.update(
                 task,
-                description=f"{step.label} {step.done}/{step.shards}",
+                description=str(step) if step.building else f"{step.label} {step.done}/{step.shards}",
                 completed=step.embedding.done,
                 total=step.embedding.total,
-                figures=str(step.embedding),
+                figures="" if step.building else str(step.embedding),
             )
 
         yield update

@@ -51,6 +51,7 @@ def search(
             k=k,
             filters=wanted,
             hybrid=hybrid,
+            stores=context.stores,
         )
     if as_json:
         show_json([{name: getattr(hit, name) for name in hit.__slots__} for hit in hits])
@@ -86,14 +87,25 @@ def parse_filter(item: str) -> tuple[str, Any]:
 def status(as_json: bool = Json) -> None:
     """How far every index is: documents, lag, backlog, model."""
     from sophia.indexing.status import capture_status, index_status
+    from sophia.indexing.versions import active_versions
+    from sophia.stores.pgvector_graph import build_progress
 
     with connected(begin()) as (database, connection):
         indexes = index_status(connection)
         captures = capture_status(connection)
+        builds = [build for version in active_versions(connection) if (build := build_progress(connection, version))]
         shown = database.shown
     if as_json:
         fields = [{name: getattr(c, name) for name in c.__slots__} for c in captures]
-        show_json({"indexes": [s.to_json() for s in indexes], "captures": fields, "database": shown})
+        building = [{name: getattr(build, name) for name in build.__slots__} for build in builds]
+        show_json(
+            {
+                "indexes": [s.to_json() for s in indexes],
+                "captures": fields,
+                "building": building,
+                "database": shown,
+            }
+        )
         return
     if not indexes:
         typer.echo("no index has been built yet; `make demo` shows the whole way, `make up` runs everything")
@@ -136,6 +148,8 @@ def status(as_json: bool = Json) -> None:
         ["source", "slot", "confirmed", "tables"],
         [(c.source, c.slot, c.confirmed_lsn, f"{c.complete}/{c.tables}") for c in captures],
     )
+    for build in builds:
+        typer.echo(str(build))
 
 
 def versions(
@@ -176,8 +190,9 @@ def why(
     """Where a document's vectors came from: row, log position, commit, spans, model, backend, code, image, run."""
     from sophia.indexing.status import why as explain
 
-    with connected(begin()) as (_, connection):
-        found = explain(connection, index, key)
+    context = begin()
+    with connected(context) as (_, connection):
+        found = explain(connection, index, key, stores=context.stores)
     if as_json:
         show_json(found)
         return
@@ -252,13 +267,12 @@ def verify(
     from sophia.embedding import load_embedder
     from sophia.indexing.verify import verify as prove
     from sophia.indexing.versions import serving_version
-    from sophia.stores import store_of
 
     context = begin()
     with connected(context) as (_, connection):
         version = serving_version(connection, index)
         embedder = load_embedder(version.model, version.index.precision, context.settings)
-        proof = prove(connection, version, store_of(version.store), embedder)
+        proof = prove(connection, version, context.stores.of(version), embedder)
     keys = proof.difference.keys()
     if as_json:
         show_json({"holds": proof.holds, "sentence": proof.sentence(), "lsn": proof.lsn, "keys": keys})
@@ -273,15 +287,26 @@ def verify(
 
 def dead_letters(
     limit: Annotated[int, typer.Option(help="Most rows to show.")] = 100,
-    replay: Annotated[bool, typer.Option("--replay", help="Have the capture read their rows again.")] = False,
+    replay: Annotated[
+        bool, typer.Option("--replay", help="Take parked deliveries again; have the capture read other rows again.")
+    ] = False,
     as_json: bool = Json,
 ) -> None:
     """Documents that could not be taken or indexed, with the reason."""
+    from sophia.estuary.intake import feeds
+    from sophia.estuary.replay import replay_parked
     from sophia.inbox import request_reread
     from sophia.indexing.status import dead_letters as listed
 
-    with connected(begin()) as (_, connection):
+    context = begin()
+    with connected(context) as (_, connection):
         if replay:
+            done = replay_parked(connection, feeds(connection, context.catalog, context.settings.profile))
+            typer.echo(
+                f"{done.taken} parked deliveries were taken, {done.parked} stay parked, {done.unknown} are of "
+                "collections that Estuary does not feed here",
+                err=True,
+            )
             count = request_reread(connection)
             typer.echo(f"{count} rows will be read again by the running capture within seconds", err=True)
         rows = listed(connection, limit)

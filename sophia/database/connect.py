@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import re
+import sys
+from collections.abc import Iterator
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
@@ -17,6 +19,8 @@ from sophia.errors import ConfigurationError, TemporaryError
 from sophia.settings import Settings
 
 DATABASE_NAME = "sophia"
+# A number of jsonb has up to so many digits, and comes as a Python integer, which by default has at most 4,300.
+MOST_DIGITS = 131_072 + 16_383
 MINIMUM_SERVER_VERSION = 140000
 MINIMUM_VECTOR = "0.8"
 
@@ -73,6 +77,7 @@ def connect(url: str, application: str, *, autocommit: bool = True, **options: A
     Raises:
         TemporaryError: the server does not answer or refuses; the message carries no password.
     """
+    sys.set_int_max_str_digits(MOST_DIGITS)
     try:
         return psycopg.connect(
             url,
@@ -86,6 +91,21 @@ def connect(url: str, application: str, *, autocommit: bool = True, **options: A
         )
     except psycopg.OperationalError as error:
         raise TemporaryError(f"cannot connect to {without_password(url)}: {error}") from error
+
+
+@contextlib.contextmanager
+def pipelined_transaction(connection: psycopg.Connection[TupleRow]) -> Iterator[None]:
+    """A transaction in pipeline mode; psycopg's own would wait for BEGIN and for COMMIT alone."""
+    try:
+        with connection.pipeline():
+            connection.execute("BEGIN")
+            yield
+            connection.execute("COMMIT")
+    except BaseException:
+        # Of a connection that broke nothing is left to roll back.
+        with contextlib.suppress(psycopg.Error):
+            connection.rollback()
+        raise
 
 
 def open_database(settings: Settings, *, upgrade: bool = True) -> Database:

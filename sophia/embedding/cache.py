@@ -90,8 +90,8 @@ class CachedEmbedder(Wrapper):
         self._cache = cache
         self._prefixes = dict(prefixes)
         # Apart: a store that is full or read-only still answers.
-        self._reading = _Attempts(cache.name, "answer", pause)
-        self._writing = _Attempts(cache.name, "take vectors", pause)
+        self._reading = Attempts("embedding cache", cache.name, "answer", pause)
+        self._writing = Attempts("embedding cache", cache.name, "take vectors", pause)
         # As of the last look: None if there was none, and then nothing is stored.
         self._epoch = self._reading.attempt(partial(cache.epoch, self.fingerprint))
 
@@ -177,15 +177,18 @@ class CachedEmbedder(Wrapper):
             self._writing.attempt(partial(self._cache.write, self.fingerprint, epoch, entries))
 
 
-class _Attempts:
+class Attempts:
     """Tries a store, and leaves it alone for a while when it failed.
 
     Args:
-        does: what the store is asked for: "answer".
+        what: it is for people: "embedding cache".
+        store: the kind of server: "Redis".
+        does: what it is asked for: "answer".
         pause: seconds of such a while.
     """
 
-    def __init__(self, store: str, does: str, pause: float) -> None:
+    def __init__(self, what: str, store: str, does: str, pause: float) -> None:
+        self._what = what
         self._store = store
         self._does = does
         self._pause = pause
@@ -208,12 +211,12 @@ class _Attempts:
             self._failing = True
             if now - self._said_at >= LOG_SECONDS:
                 self._said_at = now
-                logger.warning("the embedding cache does not %s, going on without it: %s", self._does, error)
+                logger.warning("the %s does not %s, going on without it: %s", self._what, self._does, error)
             return None
         if self._failing:
             self._failing = False
             self._said_at = float("-inf")
-            logger.info("the embedding cache in %s does %s again", self._store, self._does)
+            logger.info("the %s in %s does %s again", self._what, self._store, self._does)
         return outcome
 
 

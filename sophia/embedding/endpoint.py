@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from time import perf_counter, sleep
 from typing import Any
 
@@ -23,6 +21,7 @@ from sophia.catalog.models import EmbeddingModel, Precision
 from sophia.embedding.base import EmbeddingFigures, Engine, Kind, RefusedTextsError, Vectors, nothing
 from sophia.embedding.packing import pack
 from sophia.errors import ConfigurationError, TemporaryError
+from sophia.retry_after import asked_pause
 from sophia.settings import Settings
 
 # Providers bound a request; 16 k estimated tokens stay below the smallest limit in use.
@@ -213,7 +212,7 @@ class EndpointEmbedder:
         if response.status_code in _RETRIED_STATUS:
             raise EndpointBusyError(
                 f"model {name!r}: the endpoint answers {response.status_code}",
-                _asked_pause(response.headers.get("Retry-After")),
+                asked_pause(response.headers.get("Retry-After")),
             )
         if response.status_code in _REFUSED:
             raise _Refusal(response.status_code)
@@ -241,21 +240,6 @@ def _pause(state: RetryCallState) -> float:
     if isinstance(error, EndpointBusyError) and error.pause is not None:
         return min(error.pause, LONGEST_PAUSE_SECONDS)
     return _backoff(state)
-
-
-def _asked_pause(header: str | None) -> float | None:
-    """Seconds of a `Retry-After`, which is a number or a date; None if it is neither."""
-    if header is None:
-        return None
-    try:
-        return max(0.0, float(header))
-    except ValueError:
-        pass
-    try:
-        at = parsedate_to_datetime(header)
-    except ValueError:
-        return None
-    return max(0.0, (at.replace(tzinfo=at.tzinfo or UTC) - datetime.now(UTC)).total_seconds())
 
 
 def _unit(vectors: Vectors) -> Vectors:

@@ -25,6 +25,8 @@ TIMEOUT_SECONDS = 1.0
 SCAN_KEYS = 1_000
 _DAY = 86_400
 _PREFIX = "sophia:embedding:"
+# What entries that are no vectors, but results of functions, are kept under in place of a model's fingerprint.
+RESULTS = "result:"
 
 # KEYS: the epoch's, then the entries'. ARGV: an epoch for a model without, an entry's seconds to live, and how few
 # seconds left mean that it was not used today.
@@ -96,11 +98,12 @@ class RedisCache:
     def erase(self, models: Sequence[str] | None) -> int:
         """Remove all vectors of these models, or of all if None, and see to it that nobody stores one of before.
 
-        Returns how many. Takes a step through all keys of the server for each model.
+        With them go all results of functions: any of them may have been made of the text, or even quote it. Returns how
+        many of both. Takes a step through all keys of the server for each model.
         """
         with _temporary():
             removed = 0
-            for model in models if models is not None else ["*"]:
+            for model in [*models, f"{RESULTS}*"] if models is not None else ["*"]:
                 # First, since a write behind the scan would stay. A model without an epoch gets a new one.
                 self._unlink(_epoch_key(model))
                 removed += self._unlink(_entry_key(model) + "*")
@@ -117,8 +120,11 @@ class RedisCache:
         return removed + (self._client.unlink(*batch) if batch else 0)
 
 
-def redis_cache(settings: Settings) -> RedisCache | None:
+def redis_cache(settings: Settings, days: int | None = None) -> RedisCache | None:
     """The cache in the Redis that the settings name, whether it is the one in use or not; None if they name none.
+
+    Args:
+        days: how long an entry lives after its last use; as the catalog says if None.
 
     Raises:
         ConfigurationError: the URL is malformed, or the client is not installed.
@@ -142,7 +148,7 @@ def redis_cache(settings: Settings) -> RedisCache | None:
         )
     except ValueError as error:
         raise ConfigurationError("SOPHIA_EMBEDDING__REDIS_URL: must look like redis://host:port/number") from error
-    return RedisCache(client, load(settings.catalog or default_path()).retention.cache_days)
+    return RedisCache(client, days or load(settings.catalog or default_path()).retention.cache_days)
 
 
 def _keys(model: str, keys: Iterable[bytes]) -> list[bytes]:

@@ -9,8 +9,9 @@ times and run.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
+from datetime import datetime
 from typing import LiteralString
 
 import psycopg
@@ -24,6 +25,7 @@ from sophia.stores import Scope, Store, StoredDocument
 
 Connection = psycopg.Connection[TupleRow]
 Q = sql.load("compare")
+EXTERNAL = sql.load("external")
 
 
 @dataclass(slots=True)
@@ -37,7 +39,8 @@ class Difference:
         doubled: a chunk is there more than once.
         altered: the store's text, vector, metadata, id or clock is not what was written.
         parked: the document cannot be indexed; see the dead letters.
-        pending: those of `missing` and `stale` that a lane has still to take: they are late, not wrong.
+        pending: those of `missing` and `stale` that a lane has still to take, or that are being written to a store
+            outside of the database: they are late, not wrong.
         compared: number of keys that were looked at.
     """
 
@@ -103,16 +106,38 @@ class Slices:
 
 
 def compare(connection: Connection, version: IndexVersion, store: Store, scope: Scope) -> Difference:
-    """Compare documents, ledger and what the store really holds, in one snapshot. `scope` holds it in memory."""
+    """Compare documents, ledger and what the store really holds, in one snapshot. `scope` holds it in memory.
+
+    A store outside of the database is part of no snapshot. It is read behind it, and what was written in between, as
+    the ledger shows, is on its way and not wrong.
+
+    Raises:
+        TemporaryError: the store is away.
+    """
     with connection.transaction():
         connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
-        return compare_here(connection, version, store, scope)
+        if store.transactional:
+            return compare_here(connection, version, store, scope)
+        found, expected, marks = _expect(connection, version, scope)
+    _look(found, expected, version, store.inventory(connection, version, scope))
+    _excuse_moved(connection, version, found, marks)
+    return found
 
 
 def compare_here(connection: Connection, version: IndexVersion, store: Store, scope: Scope) -> Difference:
-    """`compare` in the caller's transaction, which must be REPEATABLE READ."""
+    """`compare` in the caller's transaction, which must be REPEATABLE READ; of a store in this database."""
+    found, expected, _ = _expect(connection, version, scope)
+    _look(found, expected, version, store.inventory(connection, version, scope))
+    return found
+
+
+def _expect(
+    connection: Connection, version: IndexVersion, scope: Scope
+) -> tuple[Difference, dict[Key, _Expected], dict[Key, datetime]]:
+    """How the ledger differs from the documents, what the store must hold, and when each ledger row was written."""
     found = Difference()
     expected: dict[Key, _Expected] = {}
+    marks: dict[Key, datetime] = {}
     index = version.index
     text: LiteralString = Q["compared"]
     part: LiteralString = Q["in_buckets" if scope.keys is None else "in_keys"]
@@ -127,9 +152,16 @@ def compare_here(connection: Connection, version: IndexVersion, store: Store, sc
         | scope.parameters,
         prepare=False,
     )
-    for key, state, deleted, contents, vectors, clock, document_clock, gone, metadata, settled in rows:
+    for key, state, deleted, contents, vectors, clock, document_clock, gone, metadata, settled, written in rows:
         found.compared += 1
         key = Key(key)
+        if written is not None:
+            marks[key] = written
+        if state == "pending":
+            # Somebody is writing it, or has died over it; the indexer sees to that.
+            found.stale.append(key)
+            found.pending.append(key)
+            continue
         if clock is not None and not deleted:
             hashes = tuple(map(bytes, contents)), tuple(map(bytes, vectors))
             expected[key] = _Expected(*hashes, metadata, Clock(*clock))
@@ -149,8 +181,18 @@ def compare_here(connection: Connection, version: IndexVersion, store: Store, sc
             continue
         if not settled:
             found.pending.append(key)
+    return found, expected, marks
+
+
+def _look(
+    found: Difference,
+    expected: dict[Key, _Expected],
+    version: IndexVersion,
+    inventory: Iterable[StoredDocument],
+) -> None:
+    """How the store differs from what it must hold."""
     known = {*found.extra, *found.stale}
-    for document in store.inventory(connection, version, scope):
+    for document in inventory:
         want = expected.pop(document.key, None)
         if document.key in known:
             continue
@@ -166,7 +208,23 @@ def compare_here(connection: Connection, version: IndexVersion, store: Store, sc
             found.altered.append(document.key)
     # What the ledger says is there and the store did not show.
     found.missing += [key for key, want in expected.items() if want.contents and key not in known]
-    return found
+
+
+def _excuse_moved(
+    connection: Connection, version: IndexVersion, found: Difference, marks: Mapping[Key, datetime]
+) -> None:
+    """What was written since the snapshot is on its way: whoever writes moves the ledger before and after."""
+    wrong = found.wrong()
+    if not wrong:
+        return
+    rows = connection.execute(EXTERNAL["marks"], {"version_id": version.id, "keys": wrong})
+    now = {Key(key): written for key, written in rows}
+    moved = {key for key in wrong if now.get(key) != marks.get(key)}
+    for kind, keys in found.keys().items():
+        if kind != "pending":
+            keys[:] = [key for key in keys if key not in moved]
+    found.stale += moved
+    found.pending += moved
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ from sophia.embedding import Embedder, RefusedTextsError, model_fingerprint
 from sophia.indexing.search import search_version
 from sophia.indexing.verify import verify
 from sophia.indexing.versions import IndexVersion
-from sophia.stores import Query, Store
+from sophia.stores import IN_DATABASE, Query, Store, Stores
 
 Connection = psycopg.Connection[TupleRow]
 EmbedderOf = Callable[[IndexVersion], Embedder]
@@ -62,6 +62,7 @@ def run_gates(
     seed: str = "",
     names: tuple[Name, ...] = NAMES,
     patience: float = PATIENCE_SECONDS,
+    stores: Stores = IN_DATABASE,
 ) -> Iterator[Gate]:
     """The gates of a version, one after another.
 
@@ -69,6 +70,7 @@ def run_gates(
         serving: the version that serves now, to compare results with.
         seed: decides the samples.
         patience: seconds to wait for changes that are on their way.
+        stores: where versions live, for searches as people make them.
     """
     if "complete" in names:
         yield complete(connection, version, patience)
@@ -77,7 +79,7 @@ def run_gates(
     if "recall" in names:
         yield recall(connection, version, store, seed)
     if "sample_queries" in names:
-        yield sample_queries(connection, version, store, embedder_of, serving, seed)
+        yield sample_queries(connection, version, store, embedder_of, serving, seed, stores)
 
 
 def complete(connection: Connection, version: IndexVersion, patience: float) -> Gate:
@@ -161,6 +163,7 @@ def sample_queries(
     embedder_of: EmbedderOf,
     serving: IndexVersion | None,
     seed: str,
+    stores: Stores = IN_DATABASE,
 ) -> Gate:
     """A document's own text finds it, by the way that every search takes."""
     required = version.index.required_filter
@@ -171,7 +174,9 @@ def sample_queries(
         filters = {required: chunk.metadata.get(required)} if required is not None else {}
         asked += 1
         try:
-            hits = search_version(connection, version, chunk.content, embedder_of, k=NEAREST, filters=filters)
+            hits = search_version(
+                connection, version, chunk.content, embedder_of, k=NEAREST, filters=filters, stores=stores
+            )
         except RefusedTextsError:
             # A person who asks for it does not find it either.
             continue
@@ -179,7 +184,9 @@ def sample_queries(
         found += any(hit.key == chunk.key or hit.content == chunk.content for hit in hits)
         if comparable and serving is not None and (required is None or required in serving.index.metadata):
             # The same model, which did not refuse the text.
-            before = search_version(connection, serving, chunk.content, embedder_of, k=NEAREST, filters=filters)
+            before = search_version(
+                connection, serving, chunk.content, embedder_of, k=NEAREST, filters=filters, stores=stores
+            )
             keys, others = {hit.key for hit in hits}, {hit.key for hit in before}
             overlaps.append(len(keys & others) / max(1, len(keys | others)))
     share = found / asked if asked else 1.0

@@ -8,6 +8,8 @@ and passes and transactions are short while live changes come in. What takes a s
 nearest-neighbour index, is done aside. When neither lane has work, the continuous verification takes a step
 (`sophia.indexing.scan`), no longer than a bulk transaction.
 
+A store outside of the database that is away makes only its own lanes wait (`sophia.indexing.lane`).
+
 One indexer writes a version's live lane, by its lease; a second one stands by and takes over when the first is gone.
 """
 
@@ -15,7 +17,6 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
 from functools import partial
 from threading import Event
 
@@ -24,22 +25,22 @@ from psycopg.rows import TupleRow
 
 from sophia import sql
 from sophia.catalog import Catalog
+from sophia.catalog.models import Index
 from sophia.database.connect import Database
-from sophia.documents import Key
 from sophia.embedding import Embedder, load_embedder
-from sophia.errors import BusyError, ConfigurationError, FencedError
+from sophia.errors import BusyError, ConfigurationError, FencedError, TemporaryError
 from sophia.indexing.backends import admit
 from sophia.indexing.batch import Figures, Row
 from sophia.indexing.building import IndexBuilder
+from sophia.indexing.lane import Lane, Observe
 from sophia.indexing.leases import Lease
-from sophia.indexing.pace import HotRows, Pace
 from sophia.indexing.provenance import register_run
-from sophia.indexing.repair import repair_shard
-from sophia.indexing.scan import Scanner
+from sophia.indexing.publication import settle
+from sophia.indexing.repair import mend, repair_shard
 from sophia.indexing.versions import IndexVersion, active_versions, ensure_version, local_indexes, require_model
-from sophia.indexing.writer import TRANSACTION_SECONDS, Writer
+from sophia.indexing.writer import TRANSACTION_SECONDS
 from sophia.settings import Settings
-from sophia.stores import store_of
+from sophia.stores import Stores
 
 logger = logging.getLogger("sophia.indexer")
 Connection = psycopg.Connection[TupleRow]
@@ -50,78 +51,9 @@ LIVE_SECONDS = 0.05
 BESIDE_SECONDS = 0.02
 # So long after the last live change, bulk work still makes way.
 LIVE_MEMORY_SECONDS = 2.0
-# Takes the figures of each batch: version, lane, cost.
-Observe = Callable[[IndexVersion, str, Figures], None]
-
-
-class _Lane:
-    """One version's writers, its lease, and how far its documents were read.
-
-    Attributes:
-        read: position up to which documents were read.
-        stored: the version's position in the database. It follows when rows are applied, and where there was nothing
-            to apply: at rest all versions of a collection are level, whatever came in bulk.
-        held: rows that were read and rest, with their positions; the stored position stays before the first of them.
-        compared: position of the newest bulk document up to which no shard is left to compare.
-    """
-
-    def __init__(
-        self, version: IndexVersion, embedder: Embedder, settings: Settings, run: str, observe: Observe
-    ) -> None:
-        self.version = version
-        self.read = self.stored = version.position
-        self.held: dict[Key, int] = {}
-        self.compared = -1
-        self.hot = HotRows()
-        # Of whole batches, with the embedding.
-        self.pace = Pace()
-        self.lease: Lease | None = None
-        store = store_of(version.store)
-
-        def writer(lane: str) -> Writer:
-            size = settings.indexer.max_text_bytes
-            noted = partial(observe, version, lane)
-            return Writer(version, store, embedder, size, run=run, lane=lane, observe=noted)
-
-        self.live = writer("live")
-        self.bulk = writer("bulk")
-        self.scanner = Scanner(self.bulk, settings.indexer.scan_hours, batch=settings.indexer.live_documents)
-
-    def begin(self, lease: Lease, position: int) -> None:
-        """Start at the stored position, which another indexer may have moved."""
-        self.lease = lease
-        self.read = self.stored = position
-        self.compared = -1
-        self.held.clear()
-
-    @property
-    def next_due(self) -> float | None:
-        """When the first resting row may be taken, on the monotonic clock."""
-        return min((self.hot.due(key) for key in self.held), default=None)
-
-    def rested(self, now: float) -> list[Key]:
-        """The rows whose rest is over; they are not held any more."""
-        keys = [key for key in self.held if self.hot.due(key) <= now]
-        for key in keys:
-            del self.held[key]
-        return keys
-
-    def choose(self, rows: Sequence[Row], again: Sequence[Row], reached: int, now: float) -> tuple[list[Row], int]:
-        """Of the rows just read and those whose rest is over: which to apply, and the position that this completes.
-
-        `reached` is the position up to which all rows were read.
-        """
-        ready = list(again)
-        for row in rows:
-            # Deletes cost nothing and must show at once.
-            if row.deleted or self.hot.due(row.key) <= now:
-                self.held.pop(row.key, None)
-                ready.append(row)
-            else:
-                self.held[row.key] = row.position
-        self.read = max(self.read, reached)
-        self.hot.take((row.key for row in ready if not row.deleted), now)
-        return ready, min([self.read, *(position - 1 for position in self.held.values())])
+# Between two tries of what a person must mend first, or of a store that was away when its index was to be begun.
+TRY_AGAIN_SECONDS = 10.0
+SETTLE_SECONDS = 1.0
 
 
 class Indexer:
@@ -130,6 +62,8 @@ class Indexer:
     Args:
         bulk: also do the bulk lane's work; off when Dagster runs do it.
         observe: called with what each batch cost; the metrics count it.
+        stores: where versions live; those of the settings if not given.
+        kind: only versions in this kind of store; all if not given.
 
     Attributes:
         embedders: those that were loaded so far, by model name and entry.
@@ -143,18 +77,27 @@ class Indexer:
         *,
         bulk: bool = True,
         observe: Observe = lambda version, lane, figures: None,
+        stores: Stores | None = None,
+        kind: str | None = None,
     ) -> None:
         self._catalog = catalog
         self._database = database
         self._settings = settings
+        self._stores = stores or Stores(settings)
+        self.kind = kind
         self._bulk = bulk
         self._observe = observe
         # By model name and the whole entry: two versions may differ in their model and not in its name.
         self.embedders: dict[tuple[str, str], Embedder] = {}
-        self._lanes: list[_Lane] = []
+        self._lanes: list[Lane] = []
         self._next_reload = 0.0
         self._run = ""
-        self._refused: set[int] = set()
+        self._refused: set[int | str] = set()
+        self._unloadable: dict[tuple[str, str], tuple[float, ConfigurationError]] = {}
+        self._unmade: dict[str, Index] = {}
+        self._next_try = 0.0
+        self._next_settling = 0.0
+        self._unsettled = False
         self._heads: dict[int, tuple[int, int]] = {}
         self._live_at = -LIVE_MEMORY_SECONDS
         self._builder = IndexBuilder(database)
@@ -168,11 +111,15 @@ class Indexer:
             TemporaryError, psycopg.OperationalError: the database is away; call again.
         """
         with self._database.connect("sophia-indexer") as connection:
-            for index in local_indexes(self._catalog, self._settings.profile):
-                # Together, so that no version is ever without its store.
-                with connection.transaction():
-                    version = ensure_version(connection, self._catalog, index, self._settings.profile)
-                    store_of(version.store).ensure(connection, version)
+            profile = self._settings.profile
+            self._unmade = {
+                index.name: index
+                for index in local_indexes(self._catalog, profile)
+                if self.kind in (None, index.store.for_profile(profile))
+            }
+            self._next_try = self._next_settling = 0.0
+            self._settle(connection)
+            self._begin(connection)
             self._run = register_run(connection, "live", self._settings)
             # Before the first look at the inbox, so that nothing slips between look and wait.
             connection.execute("LISTEN sophia_inbox")
@@ -185,14 +132,55 @@ class Indexer:
                     self.ready.set()
                     if self._bulk and self._bulk_pass(connection, stop):
                         continue
-                    if self._scan_pass(connection, stop):
+                    if self._pending_pass(connection, stop) or self._scan_pass(connection, stop):
                         continue
+                    self._settle(connection)
                     self._wait(connection)
             except Stopped:
                 pass
             finally:
                 self._builder.stop()
                 self._release(connection)
+                self._stores.close()
+
+    def _begin(self, connection: Connection) -> None:
+        """Make the versions that the catalog asks for. One that cannot be made holds up no other."""
+        now = time.monotonic()
+        if now < self._next_try:
+            return
+        self._next_try = now + TRY_AGAIN_SECONDS
+        for name, index in list(self._unmade.items()):
+            try:
+                # Together, so that no version is ever without its store.
+                with connection.transaction():
+                    version = ensure_version(connection, self._catalog, index, self._settings.profile)
+                    self._stores.of(version).ensure(connection, version)
+            except ConfigurationError as error:
+                self._refuse(name, error)
+            except TemporaryError as error:
+                if index.store.for_profile(self._settings.profile) == "pgvector":
+                    raise
+                if name not in self._refused:
+                    logger.warning("%s is begun later: %s", name, error)
+                    self._refused.add(name)
+            else:
+                del self._unmade[name]
+
+    def _settle(self, connection: Connection) -> None:
+        """Do in stores outside of the database what promotions and ends of versions have left to do there."""
+        now = time.monotonic()
+        if now < self._next_settling:
+            return
+        self._next_settling = now + SETTLE_SECONDS
+        try:
+            settle(connection, self._stores, kind=self.kind)
+        except (ConfigurationError, TemporaryError) as error:
+            if not self._unsettled:
+                logger.warning("a switch or an end of a version is not yet done in its store: %s", error)
+            self._unsettled = True
+            self._next_settling = now + TRY_AGAIN_SECONDS
+        else:
+            self._unsettled = False
 
     def _reload(self, connection: Connection) -> None:
         """Pick up versions that were created, promoted or retired, and leases that have become free."""
@@ -201,9 +189,13 @@ class Indexer:
             return
         seconds = self._settings.indexer.lease_seconds
         self._next_reload = now + min(1.0, seconds / 3)
+        if self._unmade:
+            self._begin(connection)
         known = {lane.version.id: lane for lane in self._lanes}
         self._lanes = []
         for version in active_versions(connection):
+            if self.kind not in (None, version.store):
+                continue
             lane = known.get(version.id) or self._lane(connection, version)
             if lane is None:
                 continue
@@ -221,34 +213,39 @@ class Indexer:
                     lane.lease = None
             self._lanes.append(lane)
 
-    def _lane(self, connection: Connection, version: IndexVersion) -> _Lane | None:
-        """The lane of a version that is new here; none for one whose model is not what it was, or computed otherwise
-        here than by those who write the version, too."""
+    def _lane(self, connection: Connection, version: IndexVersion) -> Lane | None:
+        """The lane of a version that is new here; none for one whose store has no settings, or whose model cannot be
+        loaded, is not what it was, or is computed otherwise here than by those who write the version, too."""
         try:
             require_model(version)
-        except ConfigurationError as error:
-            self._refuse(version, error)
-            return None
-        embedder = self._embedder(version)
-        try:
+            store = self._stores.of(version)
+            embedder = self._embedder(version)
             admit(connection, version, embedder, self._run)
         except ConfigurationError as error:
-            self._refuse(version, error)
+            self._refuse(version.id, error)
             return None
-        return _Lane(version, embedder, self._settings, self._run, self._observe)
+        return Lane(version, store, embedder, self._settings, self._run, self._observe)
 
-    def _refuse(self, version: IndexVersion, error: ConfigurationError) -> None:
+    def _refuse(self, what: int | str, error: ConfigurationError) -> None:
         """Say once why a version is not indexed; the others are."""
-        if version.id not in self._refused:
+        if what not in self._refused:
             logger.error("not indexing %s", error)
-            self._refused.add(version.id)
+            self._refused.add(what)
 
     def _embedder(self, version: IndexVersion) -> Embedder:
         model = version.model
         precision = version.index.precision
         key = (model.name, f"{precision} {model.model_dump_json()}")
         if key not in self.embedders:
-            self.embedders[key] = load_embedder(model, precision, self._settings)
+            tried, fault = self._unloadable.get(key, (-TRY_AGAIN_SECONDS, None))
+            if fault is not None and time.monotonic() - tried < TRY_AGAIN_SECONDS:
+                raise fault
+            try:
+                self.embedders[key] = load_embedder(model, precision, self._settings)
+            except ConfigurationError as error:
+                # Trying takes seconds, in which nothing else is indexed.
+                self._unloadable[key] = time.monotonic(), error
+                raise
         return self.embedders[key]
 
     def _live_pass(self, connection: Connection) -> bool:
@@ -259,18 +256,18 @@ class Indexer:
         lanes = [
             lane
             for lane in self._lanes
-            if lane.lease is not None and (lane.read < self._head(lane)[0] or (lane.next_due or now + 1) <= now)
+            if lane.writes(now) and (lane.read < self._head(lane)[0] or (lane.next_due or now + 1) <= now)
         ]
         worked = False
         for lane in lanes:
             worked |= self._take(connection, lane)
         return worked
 
-    def _head(self, lane: _Lane) -> tuple[int, int]:
+    def _head(self, lane: Lane) -> tuple[int, int]:
         """Positions of the newest document of a lane's collection, and of the newest that came in bulk."""
         return self._heads[lane.version.collection_id]
 
-    def _take(self, connection: Connection, lane: _Lane) -> bool:
+    def _take(self, connection: Connection, lane: Lane) -> bool:
         """Apply what is new for a lane, and its rows whose rest is over. Returns whether there was any."""
         began = time.monotonic()
         params = {"version_id": lane.version.id, "collection_id": lane.version.collection_id}
@@ -293,6 +290,10 @@ class Indexer:
             logger.warning("%s", error)
             lane.lease = None
             return False
+        except TemporaryError as error:
+            self._left_in_peace(lane, error)
+            return False
+        lane.answered()
         lane.stored = position
         if not ready:
             return False
@@ -301,10 +302,17 @@ class Indexer:
         lane.pace.took(len(ready), self._live_at - began, LIVE_SECONDS)
         return True
 
+    @staticmethod
+    def _left_in_peace(lane: Lane, error: TemporaryError) -> None:
+        """A store outside of the database is away: its lane waits. What else is away ends the loop, to begin anew."""
+        if lane.store.transactional:
+            raise error
+        lane.back_off(error, time.monotonic())
+
     def _bulk_pass(self, connection: Connection, stop: Event) -> bool:
         """Compare one shard of one version, doing live work in between. Returns whether there was any."""
         for lane in self._lanes:
-            if lane.lease is None:
+            if not lane.writes(time.monotonic()):
                 continue
             bulk = self._head(lane)[1]
             if lane.compared >= bulk:
@@ -327,21 +335,52 @@ class Indexer:
                 except FencedError as error:
                     logger.warning("%s", error)
                     continue
+                except TemporaryError as error:
+                    self._left_in_peace(lane, error)
+                    break
+                lane.answered()
                 self.figures.add(figures)
                 self._builder.look(lane.bulk)
+                return True
+        return False
+
+    def _pending_pass(self, connection: Connection, stop: Event) -> bool:
+        """Write anew what a writer that is gone began and did not end. Returns whether there was any."""
+        for lane in self._lanes:
+            now = time.monotonic()
+            if lane.lease is None or not lane.writes(now):
+                continue
+            between = partial(self._between, connection, stop)
+            try:
+                keys = lane.left_pending(connection, now)
+                size = self._bulk_size(lane)
+                for figures in mend(connection, lane.bulk, keys, lane.lease, batch=size, between=between):
+                    self.figures.add(figures)
+                    between()
+            except FencedError as error:
+                logger.warning("%s", error)
+                lane.lease = None
+                continue
+            except TemporaryError as error:
+                self._left_in_peace(lane, error)
+                continue
+            if keys:
                 return True
         return False
 
     def _scan_pass(self, connection: Connection, stop: Event) -> bool:
         """Take one step of one version's verification. Returns whether there was any."""
         for lane in self._lanes:
-            if lane.lease is None:
+            if lane.lease is None or not lane.writes(time.monotonic()):
                 continue
             try:
                 figures = lane.scanner.step(connection, lane.lease, partial(self._between, connection, stop))
             except FencedError as error:
                 logger.warning("%s", error)
                 lane.lease = None
+                continue
+            except TemporaryError as error:
+                self._left_in_peace(lane, error)
                 continue
             if figures is not None:
                 self.figures.add(figures)
@@ -363,7 +402,7 @@ class Indexer:
     def _live_lately(self) -> bool:
         return time.monotonic() - self._live_at < LIVE_MEMORY_SECONDS
 
-    def _bulk_size(self, lane: _Lane) -> int:
+    def _bulk_size(self, lane: Lane) -> int:
         lane.bulk.transaction_seconds = BESIDE_SECONDS if self._live_lately() else TRANSACTION_SECONDS
         return lane.bulk.pace.size(self._settings.indexer.bulk_documents)
 
@@ -371,10 +410,12 @@ class Indexer:
         """Until the inbox notifies, a resting row is due, or the poll time is over."""
         now = time.monotonic()
         timeout = min(self._settings.indexer.poll_seconds, max(0.01, self._next_reload - now))
-        dues = [due for lane in self._lanes if lane.lease is not None and (due := lane.next_due) is not None]
+        dues = [due for lane in self._lanes if lane.writes(now) and (due := lane.next_due) is not None]
         if dues:
             timeout = min(timeout, max(0.0, min(dues) - now))
-        timeout = min([timeout, *(lane.scanner.wait() for lane in self._lanes if lane.lease is not None)])
+        working = [lane for lane in self._lanes if lane.writes(now)]
+        timeout = min([timeout, *(lane.scanner.wait() for lane in working)])
+        timeout = min([timeout, *(max(0.01, lane.resume_at - now) for lane in self._lanes if lane.resume_at > now)])
         for _ in connection.notifies(timeout=timeout, stop_after=1):
             pass
 
@@ -382,6 +423,19 @@ class Indexer:
         for lane in self._lanes:
             if lane.lease is not None and not connection.closed:
                 lane.lease.release(connection)
+
+
+def indexers(
+    catalog: Catalog, database: Database, settings: Settings, *, bulk: bool = True, observe: Observe
+) -> list[Indexer]:
+    """An indexer for each kind of store that has versions: one that hangs holds up no index in another."""
+    wanted = (index.store.for_profile(settings.profile) for index in local_indexes(catalog, settings.profile))
+    kinds = {kind for kind in wanted if kind is not None}
+    with database.connect("sophia-indexer") as connection:
+        kinds |= {version.store for version in active_versions(connection)}
+    # Without any: one that waits for the first.
+    each: list[str | None] = [*sorted(kinds)] or [None]
+    return [Indexer(catalog, database, settings, bulk=bulk, observe=observe, kind=kind) for kind in each]
 
 
 class Stopped(Exception):

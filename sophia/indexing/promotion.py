@@ -6,11 +6,13 @@ Invariants, each with a test:
   new version must not be behind the old one in either lane: search never goes back in time, also not by a rollback.
 * A version that stops serving goes on being fed ("retiring"), so that a rollback loses nothing.
 * A reader that takes long never makes others wait for us: the view's lock is asked for in short turns.
-* A version that ends takes its store with it in one transaction, in which its writers are fenced.
+* A version that ends takes its store with it in one transaction, in which its writers are fenced; a store outside of
+  the database follows it.
 """
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,9 +25,12 @@ from psycopg.rows import TupleRow, class_row
 from sophia import sql
 from sophia.errors import BusyError, SophiaError, TemporaryError
 from sophia.failpoints import failpoint
+from sophia.indexing import publication
+from sophia.indexing.removal import drop_left
 from sophia.indexing.versions import IndexVersion, numbered_version, serving_version
-from sophia.stores import Store
+from sophia.stores import IN_DATABASE, Store, Stores
 
+logger = logging.getLogger("sophia.promotion")
 Connection = psycopg.Connection[TupleRow]
 Q = sql.load("versions")
 T = TypeVar("T")
@@ -77,6 +82,8 @@ def promote(
 ) -> Switch:
     """Make `version` the one that serves, in one transaction; nothing if it does already.
 
+    The public name in a store outside of the database follows that transaction; see `sophia.indexing.publication`.
+
     Args:
         connection: in autocommit mode.
         patience: seconds to wait for long readers of the view, and for the lanes to bring the version up.
@@ -89,11 +96,19 @@ def promote(
     """
     switch = _in_turns(connection, store, version, patience, lambda: _switch(connection, version, store))
     failpoint("promote.after_commit")
+    if not store.transactional:
+        try:
+            publication.publish(connection, version, store)
+        except TemporaryError as error:
+            logger.warning(
+                "%s serves; the store's public name is moved by the indexer when the store answers: %s",
+                *(version.label, error),
+            )
     return switch
 
 
 def rollback(
-    connection: Connection, name: str, store_of: Callable[[str], Store], *, patience: float = PATIENCE_SECONDS
+    connection: Connection, name: str, *, stores: Stores = IN_DATABASE, patience: float = PATIENCE_SECONDS
 ) -> Switch:
     """Let the version serve again that stopped last, once the lanes have brought it up to the present.
 
@@ -107,21 +122,25 @@ def rollback(
     if row is None:
         raise SophiaError(f"index {name!r} has no earlier version to go back to; `sophia versions {name}` lists them")
     version = numbered_version(connection, name, row[0])
-    return promote(connection, version, store_of(version.store), patience=patience)
+    return promote(connection, version, stores.of(version), patience=patience)
 
 
 def retire(connection: Connection, version: IndexVersion, store: Store, *, patience: float = PATIENCE_SECONDS) -> int:
     """End a version: its store, its shards and its ledger go. Returns the ledger rows removed.
 
-    Store and state change in one transaction; the ledger follows in batches, and what a killed process left of it is
-    removed by retention, or forgotten when the same version is built again.
+    Store and state change in one transaction, behind which a store outside of the database follows. The ledger goes in
+    batches; what a killed process left of it is removed by retention, or forgotten when the version is built again.
 
     Raises:
         SophiaError: the version serves.
         BusyError: someone reads its table without end.
+        TemporaryError: a store outside of the database is away. The version has ended all the same, and the indexer
+            drops what is left of it there.
     """
     _in_turns(connection, store, version, patience, lambda: _end(connection, version, store))
     failpoint("retire.after_drop")
+    if not store.transactional:
+        drop_left(connection, version, store)
     removed = 0
     while True:
         with connection.transaction():
@@ -170,7 +189,9 @@ def _switch(connection: Connection, version: IndexVersion, store: Store) -> Swit
     if old is not None:
         connection.execute(Q["switch"], {"version_id": old[0], "state": "retiring"})
     connection.execute(Q["switch"], {"version_id": version.id, "state": "serving"})
-    store.publish(connection, version)
+    publication.intend(connection, version, store)
+    if store.transactional:
+        store.publish(connection, version)
     failpoint("promote.before_commit")
     return Switch(version.index_name, old[1] if old is not None else None, version.number)
 
@@ -204,7 +225,11 @@ def _end(connection: Connection, version: IndexVersion, store: Store) -> None:
     connection.execute(Q["retire"], {"version_id": version.id})
     connection.execute(Q["drop_shards"], {"version_id": version.id})
     failpoint("retire.before_drop")
-    store.drop(connection, version)
+    if store.transactional:
+        store.drop(connection, version)
+    else:
+        publication.refuse_open(connection, version)
+        connection.execute(publication.Q["mark_undropped"], {"version_id": version.id, "undropped": True})
 
 
 def _in_turns(connection: Connection, store: Store, version: IndexVersion, patience: float, work: Callable[[], T]) -> T:

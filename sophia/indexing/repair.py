@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 
@@ -30,11 +31,12 @@ from sophia.indexing.backends import admit
 from sophia.indexing.batch import Figures, Row
 from sophia.indexing.compare import Slices, compare
 from sophia.indexing.leases import Lease
+from sophia.indexing.publication import settle
 from sophia.indexing.versions import IndexVersion, ensure_version
 from sophia.indexing.watch import RepairProgress, RepairWatch
 from sophia.indexing.writer import Writer
 from sophia.settings import Profile, Settings
-from sophia.stores import store_of
+from sophia.stores import Stores
 
 Connection = psycopg.Connection[TupleRow]
 Q = sql.load("indexing")
@@ -177,12 +179,17 @@ def mend(
         part = list(keys[start : start + batch])
         rows = connection.execute(Q["by_keys"], params | {"keys": part}).fetchall()
         yield writer.apply(connection, [Row.read(row) for row in rows], lease=lease, repair=True, between=between)
-        # Conditional on the ledger, so a key that came back meanwhile stays.
-        with connection.transaction():
-            lease.check(connection)()
-            connection.execute(Q["orphaned"], params | {"keys": part})
-            writer.store.discard(connection, version, part)
+        writer.discard(connection, part, lease)
         failpoint("repair.mended")
+
+
+def left_pending(connection: Connection, writer: Writer, limit: int) -> list[Key]:
+    """Keys that a writer of a store outside of the database began, and did not end although its time is over."""
+    rows = connection.execute(
+        sql.load("external")["left_pending"],
+        {"version_id": writer.version.id, "seconds": writer.external.lease_seconds, "limit": limit},
+    )
+    return [Key(row[0]) for row in rows]
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,22 +211,31 @@ class Session:
         settings: Settings,
         *,
         run: str,
+        stores: Stores | None = None,
     ) -> Session:
         """The version of the index as the catalog has it now, its store made ready, and a writer for `run`.
+
+        Args:
+            stores: where versions live; those of the settings if not given.
 
         Raises:
             ConfigurationError: the index has no store in this profile, or the embedder does not agree with what wrote
                 the version before.
         """
         # Together: were this process killed in between, the indexer would find a version without its store.
+        stores = stores or Stores(settings)
+        settle(connection, stores, name=index.name)
         with connection.transaction():
             version = ensure_version(connection, catalog, index, profile)
-            store = store_of(version.store)
+            store = stores.of(version)
             store.ensure(connection, version)
         embedder = embedder_of(version)
         admit(connection, version, embedder, run)
         size = settings.indexer.max_text_bytes
-        return cls(version, Writer(version, store, embedder, size, run=run, lane="bulk"), embedder)
+        writer = Writer(version, store, embedder, size, run=run, lane="bulk")
+        # Nothing else waits for this run: it outlasts what a dead writer left.
+        writer.external.patience = writer.external.lease_seconds
+        return cls(version, writer, embedder)
 
     def position(self, connection: Connection) -> int:
         """The collection's position now."""
@@ -239,7 +255,8 @@ def repair_version(
     """Repair several shards; then let the store finish its first load. Returns what it cost.
 
     Args:
-        progress: called after each shard, and in between after each batch and forward pass.
+        progress: called after each shard, in between after each batch and forward pass, and while the store builds
+            its index.
 
     Raises:
         BusyError: another run is repairing one of the shards.
@@ -259,7 +276,8 @@ def repair_version(
         whole.add(part)
         if watch:
             watch.shard_ended()
-    finish_load(connection, session.writer)
+    with watch.building() if watch else nullcontext():
+        finish_load(connection, session.writer)
     return whole
 
 

@@ -117,9 +117,12 @@ class Scanner:
                 prepare=True,
             ).fetchall()
             found = Difference()
-            if page:
-                keys = tuple(Key(row[0]) for row in page)
-                found = compare_here(connection, version, self._writer.store, Scope(keys=keys))
+            scope = Scope(keys=tuple(Key(row[0]) for row in page))
+            if page and self._writer.store.transactional:
+                found = compare_here(connection, version, self._writer.store, scope)
+        if page and not self._writer.store.transactional:
+            # Without a transaction: no other system is asked while one is open.
+            found = compare(connection, version, self._writer.store, scope)
         if len(page) == SLICE_KEYS:
             # There is more: do not wait for the next tick.
             self._next_tick = self._clock()

@@ -9,9 +9,9 @@ import psycopg
 from psycopg.rows import TupleRow
 
 from sophia.embedding import Embedder
-from sophia.errors import SophiaError
+from sophia.errors import FencedError, SophiaError
 from sophia.indexing.versions import IndexVersion, require_model, serving_version
-from sophia.stores import Hit, Query, store_of
+from sophia.stores import IN_DATABASE, Hit, Query, Stores
 
 Connection = psycopg.Connection[TupleRow]
 
@@ -25,12 +25,14 @@ def search(
     k: int = 10,
     filters: Mapping[str, Any] | None = None,
     hybrid: bool = False,
+    stores: Stores = IN_DATABASE,
 ) -> list[Hit]:
     """The `k` best chunks of an index for a text, best first.
 
     Args:
         embedder_of: the embedder of a version's model; the caller caches it.
         filters: metadata fields and the values that they must equal.
+        stores: where versions live.
 
     Raises:
         SophiaError: no such index, an unknown filter, or a filter that the index requires is not given.
@@ -43,8 +45,10 @@ def search(
     while True:
         version = serving_version(connection, name)
         try:
-            return search_version(connection, version, text, embedder_of, k=k, filters=filters, hybrid=hybrid)
-        except psycopg.errors.UndefinedTable:
+            return search_version(
+                connection, version, text, embedder_of, k=k, filters=filters, hybrid=hybrid, stores=stores
+            )
+        except (psycopg.errors.UndefinedTable, FencedError):
             # Replaced and retired while the query was embedded; who serves now is another, with its own model.
             if tried is not None and tried.id == version.id:
                 raise
@@ -60,6 +64,7 @@ def search_version(
     k: int = 10,
     filters: Mapping[str, Any] | None = None,
     hybrid: bool = False,
+    stores: Stores = IN_DATABASE,
 ) -> list[Hit]:
     """`search` in one version, whether it serves or not, with the embedder of its model.
 
@@ -79,4 +84,4 @@ def search_version(
     require_model(version)
     # A version that was replaced meanwhile is still fed, and answers.
     query = Query(vector=embedder_of(version).embed_query(text), text=text, k=k, filters=filters, hybrid=hybrid)
-    return store_of(version.store).search(connection, version, query)
+    return stores.of(version).search(connection, version, query)

@@ -12,14 +12,16 @@ from psycopg.rows import TupleRow, class_row, dict_row
 
 from sophia import sql
 from sophia.documents import parse_key
-from sophia.errors import SophiaError
+from sophia.errors import SophiaError, TemporaryError
 from sophia.indexing.versions import IndexVersion, serving_version
-from sophia.stores import store_of
+from sophia.stores import IN_DATABASE, Stores
 
 Connection = psycopg.Connection[TupleRow]
 Q = sql.load("status")
 # A backlog beyond this is shown as this: counting it all would take longer than anybody wants to wait.
 BACKLOG_LIMIT = 100_000
+# Counting bulk documents looks into the table itself, whose size nobody bounds.
+COUNT_SECONDS = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -164,6 +166,21 @@ def index_status(connection: Connection, versions: Sequence[int] | None = None) 
     return [IndexStatus(**asdict(p), **counted[p.version_id]) for p in wanted]
 
 
+def shards_waiting(connection: Connection, version_id: int, shards: int, least: int) -> dict[int, int]:
+    """Shards of a version with the bulk documents that wait for them; none where fewer than `least` came at all.
+
+    Raises:
+        TemporaryError: it would take longer than `COUNT_SECONDS`.
+    """
+    wanted = {"version_id": version_id, "shards": shards, "least": least, "most": BACKLOG_LIMIT}
+    try:
+        with connection.transaction():
+            connection.execute("SELECT set_config('statement_timeout', %s, true)", [f"{COUNT_SECONDS}s"])
+            return dict(connection.execute(Q["shards_waiting"], wanted).fetchall())
+    except psycopg.errors.QueryCanceled as error:
+        raise TemporaryError(f"counting what waits takes longer than {COUNT_SECONDS} s; it is tried again") from error
+
+
 def capture_status(connection: Connection) -> list[CaptureStatus]:
     """Every capture that has ever run."""
     with connection.cursor(row_factory=class_row(CaptureStatus)) as cursor:
@@ -199,7 +216,7 @@ def field_values(connection: Connection, version: IndexVersion, limit: int = 50)
     return values
 
 
-def why(connection: Connection, index: str, key_text: str) -> dict[str, Any]:
+def why(connection: Connection, index: str, key_text: str, *, stores: Stores = IN_DATABASE) -> dict[str, Any]:
     """Where a key's vectors came from: row, log position, commit time, hashes, model, backend, code, image, run.
 
     `chunks` has each stored chunk's span, hash, origin and run; `history` the key's last changes.
@@ -214,5 +231,5 @@ def why(connection: Connection, index: str, key_text: str) -> dict[str, Any]:
         if found is None:
             raise SophiaError(f"index {index!r} has never seen key {key}; keys look like 42 or '[\"a\", 2]'")
         history = cursor.execute(Q["history"], {"collection": found["collection"], "key": key}).fetchall()
-    chunks = [asdict(chunk) for chunk in store_of(version.store).chunks_of(connection, version, key)]
+    chunks = [asdict(chunk) for chunk in stores.of(version).chunks_of(connection, version, key)]
     return dict(found) | {"chunks": chunks, "history": history}

@@ -12,21 +12,30 @@ import json
 import string
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from sophia.embedding.base import Vectors
 from sophia.errors import DocumentError
+from sophia.indexing.ready import ReadyVectors
+
+if TYPE_CHECKING:
+    from sophia.indexing.versions import IndexVersion
 
 HASH_BYTES = 16
 
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """A piece of a rendered text: its characters `start` to `end`, and the hash of `content`."""
+    """A piece of a rendered text: its characters `start` to `end`, and the hash of `content`.
+
+    `vector` is the one that came with the document, where nothing is computed.
+    """
 
     start: int
     end: int
     content: str
     content_hash: bytes
+    vector: Vectors | None = None
 
 
 def content_hash(text: str) -> bytes:
@@ -41,11 +50,21 @@ class Texts:
         template: `{column}` placeholders of the row's columns; null renders as nothing.
         tokenizer: the model's `tokenizers.Tokenizer`, or None to estimate four characters a token.
         max_bytes: a longer text is refused.
+        ready: where documents bring their vectors; then a text is one chunk, however long.
     """
 
-    def __init__(self, template: str, chunk_tokens: int, chunk_overlap: int, tokenizer: Any, max_bytes: int) -> None:
+    def __init__(
+        self,
+        template: str,
+        chunk_tokens: int,
+        chunk_overlap: int,
+        tokenizer: Any,
+        max_bytes: int,
+        ready: ReadyVectors | None = None,
+    ) -> None:
         from semantic_text_splitter import TextSplitter
 
+        self._ready = ready
         self._parts = list(string.Formatter().parse(template))
         self._max_bytes = max_bytes
         self._tokens = chunk_tokens
@@ -55,6 +74,13 @@ class Texts:
             )
         else:
             self._splitter = TextSplitter(chunk_tokens * 4, overlap=chunk_overlap * 4)
+
+    @classmethod
+    def of(cls, version: IndexVersion, tokenizer: Any, max_bytes: int) -> Texts:
+        """As a version of an index wants them."""
+        index = version.index
+        ready = ReadyVectors(index.vector, version.dimension) if index.vector is not None else None
+        return cls(index.template, index.chunk_tokens, index.chunk_overlap, tokenizer, max_bytes, ready)
 
     def render(self, row: Mapping[str, Any]) -> str:
         """The text of a row.
@@ -81,8 +107,11 @@ class Texts:
         return text
 
     def chunks(self, row: Mapping[str, Any]) -> list[Chunk]:
-        """The chunks of a row; none if its text is empty. Raises as `render` does."""
+        """The chunks of a row; none if its text is empty. Raises as `render` and `ReadyVectors.of` do."""
         text = self.render(row)
+        if self._ready is not None:
+            # A vector without a text is as good as any.
+            return [Chunk(0, len(text), text, content_hash(text), self._ready.of(row))]
         if not text:
             return []
         if text.isascii() and len(text) + 2 <= self._tokens:

@@ -13,12 +13,12 @@ import psycopg
 from psycopg.rows import TupleRow
 
 from sophia import sql
-from sophia.documents import bucket_range
+from sophia.documents import Key, bucket_range
 from sophia.embedding import Embedder
 from sophia.embedding.cache import uncached
 from sophia.indexing.batch import Row
 from sophia.indexing.compare import Difference, compare
-from sophia.indexing.text import Texts
+from sophia.indexing.text import Chunk, Texts
 from sophia.indexing.vectors import embed_chunks
 from sophia.indexing.versions import IndexVersion
 from sophia.stores import Scope, Store
@@ -140,21 +140,29 @@ def _sample(
     rows = connection.execute(
         Q["by_keys"], {"version_id": version.id, "collection_id": version.collection_id, "keys": keys}
     ).fetchall()
-    index = version.index
     # Without a limit on the size: what was indexed passed it already.
-    texts = Texts(index.template, index.chunk_tokens, index.chunk_overlap, embedder.tokenizer, 1 << 40)
-    wanted: dict[bytes, str] = {}
+    texts = Texts.of(version, embedder.tokenizer, 1 << 40)
+    wanted: dict[Key, Chunk] = {}
     for raw in rows:
         document = Row.read(raw)
         if document.body is not None and document.ledger_clock == document.clock:
             chunks = texts.chunks(document.body)
             if chunks:
-                wanted[chunks[0].content_hash] = chunks[0].content
-    stored = store.vectors(connection, version, list(wanted))
-    common = {content_hash: text for content_hash, text in wanted.items() if content_hash in stored}
-    if not common:
-        return [], 0
+                wanted[document.key] = chunks[0]
+    # A text may stand in two documents, and with vectors of its own in each.
+    stored = {
+        key: found[chunk.content_hash]
+        for key, chunk in wanted.items()
+        if chunk.content_hash in (found := store.sound_vectors(connection, version, [key]))
+    }
+    ready = {key: chunk.vector for key, chunk in wanted.items() if chunk.vector is not None}
+    common = {wanted[key].content_hash: wanted[key].content for key in stored if key not in ready}
     # Computed, not remembered.
-    fresh = embed_chunks(uncached(embedder), common)
-    cosines = [float(np.dot(stored[content_hash], vector)) for content_hash, vector in fresh.vectors.items()]
-    return cosines, len(fresh.refused)
+    fresh = embed_chunks(uncached(embedder), common) if common else None
+    computed = fresh.vectors if fresh is not None else {}
+    cosines = []
+    for key, vector in stored.items():
+        other = ready.get(key, computed.get(wanted[key].content_hash))
+        if other is not None:
+            cosines.append(float(np.dot(vector, other)))
+    return cosines, len(fresh.refused) if fresh is not None else 0

@@ -25,7 +25,7 @@ from sophia import inbox, sql
 from sophia.catalog import Catalog
 from sophia.catalog.models import EmbeddingModel, Index
 from sophia.embedding import model_fingerprint
-from sophia.errors import ConfigurationError, SophiaError
+from sophia.errors import ConfigurationError, SophiaError, TemporaryError
 from sophia.settings import Profile
 
 Connection = psycopg.Connection[TupleRow]
@@ -87,6 +87,11 @@ def fingerprint(index: Index, model: EmbeddingModel, store: str) -> str:
         "store": [store, index.class_name],
         "shards": index.shards,
     }
+    if index.vector is not None:
+        parts["vector"] = index.vector
+    if store == "weaviate":
+        tenant = index.required_filter if index.weaviate.tenancy else None
+        parts["weaviate"] = [index.weaviate.model_dump(mode="json", exclude={"generative"}), tenant]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -106,12 +111,11 @@ def ensure_version(connection: Connection, catalog: Catalog, index: Index, profi
 
     Raises:
         ConfigurationError: the index has no store in this profile.
+        TemporaryError: the same version ended, and what a store outside of the database has of it is still there.
     """
     store = index.store.for_profile(profile)
     if store is None:
         raise ConfigurationError(f"index {index.name!r} has no store in profile {profile!r}: it is plan-only here")
-    if store != "pgvector":
-        raise ConfigurationError(f"index {index.name!r}: store {store!r} is not connected yet; use pgvector")
     model = catalog.model(index.model)
     mark = fingerprint(index, model, store)
     with connection.transaction():
@@ -140,6 +144,14 @@ def ensure_version(connection: Connection, catalog: Catalog, index: Index, profi
             ).fetchone()
             assert row is not None  # noqa: S101
             connection.execute(Q["create_shards"], {"version_id": row[0], "shards": index.shards})
+            if row[1] == "serving" and store != "pgvector":
+                intent = {"name": index.name, "version_id": row[0], "done": False}
+                connection.execute(sql.load("publication")["intend"], intent)
+        elif found[2]:
+            raise TemporaryError(
+                f"a former version of {index.name!r} with the same contents has ended, and is still to be removed from "
+                f"{store}; the indexer does that when the store answers"
+            )
         elif found[1] == "retired":
             # Its store is gone: build it again, under the same ids.
             connection.execute(Q["lock_position"], {"collection_id": collection_id})
@@ -147,6 +159,10 @@ def ensure_version(connection: Connection, catalog: Catalog, index: Index, profi
             connection.execute(Q["revive"], {"version_id": found[0]})
             connection.execute(Q["drop_shards"], {"version_id": found[0]})
             connection.execute(Q["create_shards"], {"version_id": found[0], "shards": index.shards})
+        if found is not None:
+            # What is no part of the identity may have changed: a filter that is required now, another kind of graph.
+            entries = {"index": index.model_dump(mode="json"), "model": model.model_dump(mode="json")}
+            connection.execute(Q["keep_entries"], {"version_id": found[0], "entries": Jsonb(entries)})
     return next(v for v in active_versions(connection) if v.index_name == index.name and v.fingerprint == mark)
 
 

@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import psycopg
 from psycopg.rows import TupleRow
 
 from sophia import sql
+from sophia.database.connect import connect
 from sophia.documents import BUCKETS, bucket_range
 from sophia.embedding import Embedder
 from sophia.embedding.progress import Meter, Progress
+from sophia.errors import TemporaryError
 from sophia.indexing.batch import Figures
 from sophia.indexing.versions import IndexVersion
+from sophia.stores.pgvector_graph import BuildProgress, build_progress
 
 Connection = psycopg.Connection[TupleRow]
 Q = sql.load("indexing")
 # Outdated documents of a sample from which their number in all is estimated, and the time for looking at more of them.
 ENOUGH_DOCUMENTS = 400
 LOOK_SECONDS = 0.05
+# Between two looks at an index that is being built.
+BUILD_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +40,7 @@ class RepairProgress:
         ended: whether a shard has just been done.
         documents: documents written.
         embedded: texts embedded.
+        building: the store's index that is being built, once all shards are done.
     """
 
     label: str
@@ -42,8 +50,11 @@ class RepairProgress:
     documents: int
     embedded: int
     embedding: Progress
+    building: BuildProgress | None = None
 
     def __str__(self) -> str:
+        if self.building is not None:
+            return f"{self.label}: {self.building}"
         return (
             f"{self.label}: shard {self.done}/{self.shards}, {self.documents} documents written, "
             f"{self.embedded} texts embedded; {self.embedding}"
@@ -61,6 +72,8 @@ class RepairWatch:
         embedder: Embedder,
         progress: Callable[[RepairProgress], None],
     ) -> None:
+        self._connection = connection
+        self._version = version
         self._label = version.label
         self._shards = len(shards)
         self._progress = progress
@@ -79,7 +92,31 @@ class RepairWatch:
             self._meter.total = self._documents
         self.tell(ended=True)
 
-    def tell(self, *, ended: bool = False) -> None:
+    @contextmanager
+    def building(self) -> Iterator[None]:
+        """Meanwhile, say how far the index is that the store builds, as another session sees it."""
+        over = threading.Event()
+        thread = threading.Thread(target=self._look, args=(over,), name="build-watch", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
+
+    def _look(self, over: threading.Event) -> None:
+        info = self._connection.info
+        try:
+            with connect(info.dsn, "sophia-build-watch", password=info.password or None) as connection:
+                while not over.wait(BUILD_SECONDS):
+                    found = build_progress(connection, self._version)
+                    if found is not None:
+                        self.tell(building=found)
+        except (TemporaryError, psycopg.Error):
+            # Nobody is told how far it is; whether the build itself fails is the other session's matter.
+            return
+
+    def tell(self, *, ended: bool = False, building: BuildProgress | None = None) -> None:
         """Say how far it is now."""
         self._progress(
             RepairProgress(
@@ -90,6 +127,7 @@ class RepairWatch:
                 self._documents,
                 self._embedded,
                 self._meter.reading(self._documents),
+                building,
             )
         )
 

@@ -16,17 +16,18 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from datetime import datetime
 
 import psycopg
 from psycopg.rows import TupleRow
 
-from sophia import inbox, sql
+from sophia import sql
 from sophia.documents import Clock, Key
 from sophia.embedding import Embedder, Vectors
 from sophia.errors import DocumentError
 from sophia.failpoints import failpoint
+from sophia.indexing import records
 from sophia.indexing.batch import Figures, Row
+from sophia.indexing.external import Batch, ExternalWrites, MovedError
 from sophia.indexing.leases import Lease
 from sophia.indexing.pace import Pace
 from sophia.indexing.text import Chunk, Texts
@@ -39,14 +40,8 @@ logger = logging.getLogger("sophia.indexing")
 Connection = psycopg.Connection[TupleRow]
 Cursor = psycopg.Cursor[TupleRow]
 Q = sql.load("indexing")
-# Keys named in the record of a batch, for the feed; a batch may hold many more.
-FEED_KEYS = 20
 # What a transaction may take when nothing more urgent waits for it.
 TRANSACTION_SECONDS = 0.2
-
-
-class _Moved(Exception):
-    """The ledger is not what the plan was made from; plan again."""
 
 
 class Writer:
@@ -79,8 +74,9 @@ class Writer:
         self._metadata = index.metadata
         # Of the transactions alone, without the embedding before them.
         self.pace = Pace()
+        self.external = ExternalWrites(version, store, run=run, lane=lane)
         self.transaction_seconds = TRANSACTION_SECONDS
-        self._texts = Texts(index.template, index.chunk_tokens, index.chunk_overlap, embedder.tokenizer, max_text_bytes)
+        self._texts = Texts.of(version, embedder.tokenizer, max_text_bytes)
 
     def apply(
         self,
@@ -104,7 +100,9 @@ class Writer:
             FencedError: the lease was taken over; nothing of this batch was written.
         """
         began = time.perf_counter()
-        todo = [row for row in rows if repair or row.ledger_clock is None or row.ledger_clock < row.clock]
+        todo = [row for row in rows if repair or _lacks(row)]
+        if not self.store.transactional:
+            return self._apply_outside(connection, todo, lease, position, repair, between, began)
         while True:
             figures = Figures()
             chunked, faults = self._chunk(todo)
@@ -112,13 +110,76 @@ class Writer:
             failpoint("writer.embedded")
             try:
                 self._commit(connection, todo, writes, faults, figures, lease, position, repair, began)
-            except _Moved:
+            except MovedError:
                 todo = self._read_again(connection, todo)
             else:
                 failpoint("writer.after_commit")
                 if figures.documents:
                     self._observe(figures)
                 return figures
+
+    def _apply_outside(
+        self,
+        connection: Connection,
+        todo: Sequence[Row],
+        lease: Lease | None,
+        position: int | None,
+        repair: bool,
+        between: Callable[[], None],
+        began: float,
+    ) -> Figures:
+        """`apply` in a store outside of the database. What a writer left pending is written anew before the rest."""
+        whole = Figures()
+        while True:
+            left = [row for row in todo if row.ledger_state == "pending" and not repair]
+            rest = [row for row in todo if row.ledger_state != "pending" or repair]
+            try:
+                if left:
+                    whole.add(self._write_outside(connection, left, lease, None, False, True, between, began))
+                if rest or position is not None:
+                    whole.add(self._write_outside(connection, rest, lease, position, repair, repair, between, began))
+            except MovedError:
+                todo = self._read_again(connection, todo)
+            else:
+                return whole
+
+    def _write_outside(
+        self,
+        connection: Connection,
+        rows: Sequence[Row],
+        lease: Lease | None,
+        position: int | None,
+        repair: bool,
+        replace: bool,
+        between: Callable[[], None],
+        began: float,
+    ) -> Figures:
+        figures = Figures()
+        chunked, faults = self._chunk(rows)
+        writes = self._plan(connection, rows, chunked, faults, replace, figures, between)
+        failpoint("writer.embedded")
+        batch = Batch(rows, writes, faults, repair, replace, position, began)
+        self.external.commit(connection, batch, figures, lease)
+        self.pace.took(len(rows), figures.store_seconds, self.transaction_seconds)
+        if figures.documents:
+            self._observe(figures)
+        return figures
+
+    def discard(self, connection: Connection, keys: Sequence[Key], lease: Lease) -> None:
+        """Remove what is stored of these keys without being a live entry of the ledger, and entries without document.
+
+        Raises:
+            FencedError: the lease was taken over.
+        """
+        if not self.store.transactional:
+            self.external.discard(connection, keys, lease)
+            return
+        params = {"version_id": self.version.id, "collection_id": self.version.collection_id, "keys": list(keys)}
+        # Conditional on the ledger, so a key that came back meanwhile stays.
+        with connection.transaction():
+            lease.check(connection)()
+            connection.execute(Q["orphaned"], params)
+            self.store.discard(connection, self.version, keys)
 
     def _commit(
         self,
@@ -146,31 +207,30 @@ class Writer:
             if held is not None:
                 held()
             if kept and not _unmoved(rows, kept, found):
-                raise _Moved
+                raise MovedError
             if ordered:
                 self._write_ledger(connection, ordered, repair)
                 failpoint("writer.ledger")
                 self.store.write(connection, self.version, ordered, self._run, replace=repair)
                 failpoint("writer.store")
-                self._write_dead_letters(connection, ordered, faults)
+                records.write_dead_letters(connection, self.version, ordered, faults)
                 figures.documents = len(ordered)
                 figures.parked = len(faults)
-                recorded = self._record(connection, ordered, figures, opened - began)
+                recorded = records.record_batch(
+                    connection, self.version, ordered, figures, lane=self._lane, run=self._run, prepared=opened - began
+                )
             if position is not None:
                 connection.execute(Q["advance"], {"version_id": self.version.id, "position": position}, prepare=True)
             failpoint("writer.before_commit")
         figures.store_seconds = time.perf_counter() - opened
         self.pace.took(len(ordered), figures.store_seconds, self.transaction_seconds)
-        if recorded is not None:
-            row = recorded.fetchone()
-            if row is not None and row[0] is not None:
-                figures.lag_ms.append(float(row[0]))
+        records.note_lag(figures, recorded)
 
     def _read_again(self, connection: Connection, rows: Sequence[Row]) -> list[Row]:
         params = {"version_id": self.version.id, "collection_id": self.version.collection_id}
         found = connection.execute(Q["by_keys"], params | {"keys": [row.key for row in rows]}).fetchall()
         again = [Row.read(row) for row in found]
-        return [row for row in again if row.ledger_clock is None or row.ledger_clock < row.clock]
+        return [row for row in again if _lacks(row)]
 
     def _chunk(self, rows: Sequence[Row]) -> tuple[dict[Key, list[Chunk]], dict[Key, str]]:
         """Chunks of each live document, and the reasons of those that cannot be indexed."""
@@ -208,9 +268,12 @@ class Writer:
         for row in rows:
             for number, chunk in enumerate(chunked[row.key]):
                 known = number < len(row.ledger_hashes) and row.ledger_hashes[number] == chunk.content_hash
+                if chunk.vector is not None:
+                    # The same text may come with another vector.
+                    known = known and row.ledger_vectors[number] == vector_hash(chunk.vector)
                 if known and not repair:
                     kept.add((row.key, number))
-                else:
+                elif chunk.vector is None:
                     wanted[chunk.content_hash] = chunk.content
         if repair:
             # A repair trusts a vector only by the ledger's hash of it.
@@ -245,7 +308,8 @@ class Writer:
         writes = []
         for number, chunk in enumerate(chunks):
             keep = (row.key, number) in kept
-            vector = None if keep else vectors[chunk.content_hash]
+            given = chunk.vector
+            vector = None if keep else given if given is not None else vectors[chunk.content_hash]
             writes.append(
                 ChunkWrite(
                     id=self.version.chunk_id(row.key, number),
@@ -272,75 +336,16 @@ class Writer:
     def _write_ledger(self, connection: Connection, writes: Sequence[DocumentWrite], repair: bool) -> None:
         connection.execute(
             Q["ledger"],
-            {
-                "version_id": self.version.id,
-                "run": self._run,
-                "repair": repair,
-                "keys": [w.key for w in writes],
-                "buckets": [w.bucket for w in writes],
-                "clocks": [w.clock.literal for w in writes],
-                "states": ["parked" if w.parked else "applied" for w in writes],
-                "deleted": [w.deleted for w in writes],
-                "content_hashes": [_byte_array([c.content_hash for c in w.chunks]) for w in writes],
-                "vector_hashes": [_byte_array([c.vector_hash for c in w.chunks]) for w in writes],
-            },
+            records.ledger_columns(self.version, writes, self._run, repair)
+            | {"states": ["parked" if w.parked else "applied" for w in writes]},
             prepare=len(writes) <= PREPARED_ROWS,
         )
 
-    def _write_dead_letters(
-        self, connection: Connection, writes: Sequence[DocumentWrite], faults: dict[Key, str]
-    ) -> None:
-        connection.execute(
-            sql.load("inbox")["resolve_dead_letters"],
-            {
-                "collection_id": self.version.collection_id,
-                "keys": [w.key for w in writes if not w.parked],
-                "version_id": self.version.id,
-            },
-            prepare=len(writes) <= PREPARED_ROWS,
-        )
-        clocks = {w.key: w.clock for w in writes}
-        for key, reason in faults.items():
-            inbox.park(
-                connection,
-                self.version.collection,
-                key,
-                stage="index",
-                reason=reason,
-                clock=clocks[key],
-                version_id=self.version.id,
-            )
 
-    def _record(
-        self, connection: Connection, writes: Sequence[DocumentWrite], figures: Figures, prepared: float
-    ) -> Cursor:
-        """Note the batch, which took `prepared` seconds before its transaction, and notify the feed.
-
-        The answer holds the lag in milliseconds, or null.
-        """
-        oldest: datetime | None = None
-        if self._lane == "live":
-            oldest = min((w.origin.committed_at for w in writes if w.origin.committed_at), default=None)
-        return connection.execute(
-            Q["batch"],
-            {
-                "version_id": self.version.id,
-                "index": self.version.index_name,
-                "version": self.version.number,
-                "lane": self._lane,
-                "run": self._run,
-                "documents": figures.documents,
-                "embedded": figures.embedded,
-                "reused": figures.reused,
-                "deleted": figures.deleted,
-                "tokens": figures.tokens,
-                "embed_ms": figures.embed_seconds * 1000,
-                "prepared_ms": prepared * 1000,
-                "oldest": oldest,
-                "keys": [("-" if w.deleted else "") + w.key for w in writes[:FEED_KEYS]],
-            },
-            prepare=True,
-        )
+def _lacks(row: Row) -> bool:
+    """Whether the ledger does not have the document, or has it as begun and not as done."""
+    clock = row.ledger_clock
+    return clock is None or clock < row.clock or (row.ledger_state == "pending" and clock == row.clock)
 
 
 def _unmoved(rows: Sequence[Row], kept: Sequence[Key], found: Cursor) -> bool:
@@ -362,7 +367,3 @@ def _park_refused(chunked: dict[Key, list[Chunk]], faults: dict[Key, str], refus
                 faults[key] = f"its text from character {chunk.start} to {chunk.end} cannot be embedded: {reason}"
                 chunked[key] = []
                 break
-
-
-def _byte_array(values: Sequence[bytes]) -> str:
-    return "{" + ",".join(f'"\\\\x{value.hex()}"' for value in values) + "}"

@@ -5,6 +5,7 @@ systems are only looked at, and only those that are configured (`PlatformSystems
 """
 
 from sophia.platform.environments import SecretEnvironment
+from sophia.platform.estuary import EstuaryTree
 from sophia.platform.reconcile import (
     Change,
     Finding,
@@ -38,6 +39,7 @@ __all__ = [
     "Candidate",
     "Change",
     "ContainerEngine",
+    "EstuaryTree",
     "Finding",
     "KubernetesReader",
     "Observed",

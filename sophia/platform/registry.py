@@ -7,6 +7,7 @@ from typing import Any
 from sophia.catalog.models import Catalog
 from sophia.platform.cluster import ClusterReconciler
 from sophia.platform.environments import EnvironmentReconciler
+from sophia.platform.estuary import EstuaryReconciler
 from sophia.platform.frontends import FrontendReconciler
 from sophia.platform.image_references import ImageReferences
 from sophia.platform.images import ImageReconciler
@@ -29,6 +30,7 @@ def build_reconcilers(catalog: Catalog, systems: PlatformSystems | None = None) 
         ClusterReconciler(catalog, systems),
         ImageReconciler(catalog, systems, references),
         ServiceReconciler(catalog, systems, references),
+        EstuaryReconciler(catalog, systems),
         WorkflowReconciler(catalog, systems),
         FrontendReconciler(catalog, systems),
     )

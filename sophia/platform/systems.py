@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
+from sophia.errors import ConfigurationError
 from sophia.settings import Settings
+
+if TYPE_CHECKING:
+    from sophia.estuary.flowctl import Flowctl
 
 DEFAULT_REGISTRY = "registry.example.com/sophia"
 
@@ -48,6 +52,8 @@ class PlatformSystems:
     """Digests (`sha256:…`) of our images as they were pushed, by name; the others go by their content tag."""
     environ: Mapping[str, str] | None = field(default=None, repr=False)
     """The environment whose variables are compared with the secrets; only names ever leave it."""
+    flowctl: Flowctl | None = None
+    """Estuary's command with a token."""
     engine: ContainerEngine | None = field(default=None, repr=False)
     """Instead of the engine at `docker_host`."""
     kubernetes: KubernetesReader | None = field(default=None, repr=False)
@@ -63,4 +69,14 @@ def systems_of(settings: Settings, environ: Mapping[str, str]) -> PlatformSystem
         n8n_api_key=settings.n8n_api_key.get_secret_value() if settings.n8n_api_key else None,
         vercel_token=settings.vercel_token.get_secret_value() if settings.vercel_token else None,
         environ=environ,
+        flowctl=_flowctl(settings, environ),
     )
+
+
+def _flowctl(settings: Settings, environ: Mapping[str, str]) -> Flowctl | None:
+    from sophia.estuary.flowctl import flowctl_of
+
+    try:
+        return flowctl_of(settings, environ)
+    except ConfigurationError:
+        return None

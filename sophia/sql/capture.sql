@@ -20,6 +20,10 @@ WITH fenced AS (
 )
 SELECT count(*) FROM fenced
 
+-- name: forget_shapes
+-- All tables of a source are to be copied anew.
+UPDATE sophia.captured_tables SET complete = false, last_key = NULL, shape = NULL WHERE source = %(source)s
+
 -- name: begin_generation
 UPDATE sophia.captures SET system_identifier = %(system)s, confirmed_lsn = %(lsn)s::pg_lsn, updated_at = now()
 WHERE source = %(source)s

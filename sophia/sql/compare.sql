@@ -5,7 +5,7 @@
 SELECT COALESCE(l.key, d.key), l.state, l.deleted, l.content_hashes, l.vector_hashes, l.clock, d.clock, d.deleted,
        COALESCE((SELECT jsonb_object_agg(f, COALESCE(d.body -> f, 'null'))
                  FROM unnest(%(fields)s::text[]) f), '{{}}')::text,
-       d.position <= CASE WHEN d.bulk OR s.position < 0 THEN s.position ELSE v.position END
+       d.position <= CASE WHEN d.bulk OR s.position < 0 THEN s.position ELSE v.position END, l.updated_at
 FROM (SELECT * FROM sophia.ledger WHERE version_id = %(version_id)s AND {scope}) l
 FULL JOIN (SELECT * FROM sophia.documents WHERE collection_id = %(collection_id)s AND {scope}) d ON d.key = l.key
 JOIN sophia.index_versions v ON v.id = %(version_id)s

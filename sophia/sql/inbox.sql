@@ -1,11 +1,11 @@
 -- name: lock_collections
 -- Serialises the writers of a collection until commit; positions are handed out under this lock. Locked by name, so
 -- that two writers of several collections wait for each other in the same order.
-SELECT name, id, floor, erasures FROM sophia.collections WHERE name = ANY(%(names)s) ORDER BY name FOR UPDATE
+SELECT name, id, generation, floor, erasures FROM sophia.collections WHERE name = ANY(%(names)s) ORDER BY name FOR UPDATE
 
 -- name: bases
 -- What partial documents are merged into: the current documents of these keys.
-SELECT key, clock, deleted, body, missing FROM sophia.documents
+SELECT key, clock, deleted, body::text, missing FROM sophia.documents
 WHERE collection_id = %(collection_id)s AND key = ANY(%(keys)s)
 
 -- name: erased
@@ -15,12 +15,14 @@ WHERE collection_id = %(collection_id)s AND key_hash = ANY(%(hashes)s)
 
 -- name: take
 -- One batch: the documents (one row a key), the log, the collection's position. A row older than or equal to what is
--- stored changes nothing. Deletes clear the body. Yields how many documents changed, and wakes readers if any did.
+-- stored changes nothing. Deletes clear the body. With `merge` the documents are partial and merged into what is stored,
+-- top level only; with `raw` they hold `_meta`, which is not stored. Yields how many documents changed, and wakes readers
+-- if any did.
 WITH written AS (
     INSERT INTO sophia.documents AS d (collection_id, key, bucket, position, clock, deleted, bulk, missing, body,
                                        lsn, txid, committed_at)
     SELECT c.id, u.key, u.bucket, c.position + u.ordinality, u.clock::bigint[], u.deleted, u.bulk,
-           u.missing::text[], u.body::jsonb, u.lsn::pg_lsn, u.txid, u.committed_at
+           u.missing::text[], CASE WHEN %(raw)s THEN u.body::jsonb - '_meta' ELSE u.body::jsonb END, u.lsn::pg_lsn, u.txid, u.committed_at
     FROM sophia.collections c,
          unnest(%(keys)s::text[], %(buckets)s::int[], %(clocks)s::text[], %(deleted)s::bool[], %(bulk)s::bool[],
                 %(missing)s::text[], %(bodies)s::text[], %(lsns)s::text[], %(txids)s::bigint[],
@@ -29,7 +31,11 @@ WITH written AS (
     WHERE c.id = %(collection_id)s
     ON CONFLICT (collection_id, key) DO UPDATE
     SET position = EXCLUDED.position, clock = EXCLUDED.clock, deleted = EXCLUDED.deleted, bulk = EXCLUDED.bulk,
-        missing = EXCLUDED.missing, body = EXCLUDED.body, lsn = EXCLUDED.lsn, txid = EXCLUDED.txid,
+        missing = CASE WHEN %(merge)s AND NOT d.deleted
+                       THEN ARRAY(SELECT m FROM unnest(d.missing) AS m WHERE m = '*' OR NOT EXCLUDED.body ? m)
+                       ELSE EXCLUDED.missing END,
+        body = CASE WHEN %(merge)s AND NOT d.deleted THEN d.body || EXCLUDED.body ELSE EXCLUDED.body END,
+        lsn = EXCLUDED.lsn, txid = EXCLUDED.txid,
         committed_at = EXCLUDED.committed_at, received_at = clock_timestamp()
     WHERE d.clock < EXCLUDED.clock
     RETURNING 1

@@ -37,14 +37,14 @@ WHERE d.collection_id = %(collection_id)s AND NOT d.bulk AND d.position > %(posi
 ORDER BY d.position LIMIT %(limit)s
 
 -- name: outdated
--- Documents of a range of buckets that the ledger does not have, or has at an older clock, in order of the buckets. A
--- key that was deleted before it was ever indexed needs no entry.
+-- Documents of a range of buckets that the ledger does not have, has at an older clock, or has as begun and not as done
+-- (in a store outside of the database), in order of the buckets. A key that was deleted before it was ever indexed needs no entry.
 SELECT d.key, d.bucket, d.position, d.clock, d.deleted, d.missing, d.body, d.lsn::text, d.txid, d.committed_at,
        l.clock, l.deleted, l.content_hashes, l.vector_hashes, l.state
 FROM sophia.documents d
 LEFT JOIN sophia.ledger l ON l.version_id = %(version_id)s AND l.key = d.key
 WHERE d.collection_id = %(collection_id)s AND d.bucket BETWEEN %(first)s AND %(last)s
-  AND ((l.key IS NULL AND NOT d.deleted) OR l.clock < d.clock)
+  AND ((l.key IS NULL AND NOT d.deleted) OR l.clock < d.clock OR (l.state = 'pending' AND l.clock = d.clock))
 ORDER BY d.bucket LIMIT %(limit)s
 
 -- name: count_outdated
@@ -52,7 +52,7 @@ ORDER BY d.bucket LIMIT %(limit)s
 SELECT count(*) FROM unnest(%(firsts)s::int[]) s (first)
 JOIN sophia.documents d ON d.collection_id = %(collection_id)s AND d.bucket BETWEEN s.first AND s.first + %(width)s - 1
 LEFT JOIN sophia.ledger l ON l.version_id = %(version_id)s AND l.key = d.key
-WHERE (l.key IS NULL AND NOT d.deleted) OR l.clock < d.clock
+WHERE (l.key IS NULL AND NOT d.deleted) OR l.clock < d.clock OR (l.state = 'pending' AND l.clock = d.clock)
 
 -- name: by_keys
 SELECT d.key, d.bucket, d.position, d.clock, d.deleted, d.missing, d.body, d.lsn::text, d.txid, d.committed_at,

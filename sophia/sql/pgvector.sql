@@ -29,8 +29,37 @@ CREATE INDEX {name} ON {table} (bucket)
 CREATE INDEX CONCURRENTLY IF NOT EXISTS {name} ON {table} USING gin (tsv)
 
 -- name: create_hnsw_index
-CREATE INDEX CONCURRENTLY IF NOT EXISTS {name} ON {table} USING hnsw (embedding vector_cosine_ops)
-    WITH (m = 16, ef_construction = 64)
+CREATE INDEX CONCURRENTLY IF NOT EXISTS {name} ON {table} USING hnsw ({graph}) WITH (m = 16, ef_construction = 64)
+
+-- name: graph_full
+embedding vector_cosine_ops
+
+-- name: graph_half
+(embedding::halfvec({dimension})) halfvec_cosine_ops
+
+-- name: graph_binary
+(binary_quantize(embedding)::bit({dimension})) bit_hamming_ops
+
+-- name: near_full
+embedding <=> %(vector)b::vector
+
+-- name: near_half
+embedding::halfvec({dimension}) <=> %(vector)b::vector::halfvec({dimension})
+
+-- name: near_binary
+binary_quantize(embedding)::bit({dimension}) <~> binary_quantize(%(vector)b::vector)::bit({dimension})
+
+-- name: build_progress
+-- Of the index that is being built on a table, here or by another process. A graph is built in one long phase, whose
+-- rows are counted; before it, the server waits for older transactions.
+SELECT i.relname, p.phase, p.tuples_done, GREATEST(p.tuples_total, c.reltuples::bigint, 0),
+       EXTRACT(epoch FROM clock_timestamp() - a.query_start)::float8
+FROM pg_stat_progress_create_index p
+JOIN pg_class c ON c.oid = p.relid
+LEFT JOIN pg_class i ON i.oid = p.index_relid
+LEFT JOIN pg_stat_activity a ON a.pid = p.pid
+WHERE p.datname = current_database() AND p.relid = to_regclass(%(name)s) AND i.relname IS NOT NULL
+ORDER BY a.query_start LIMIT 1
 
 -- name: try_lock
 SELECT pg_try_advisory_lock(hashtextextended(%(name)s, 0))
@@ -166,10 +195,11 @@ ORDER BY embedding <=> %(vector)b::vector, id LIMIT %(k)s
 
 -- name: search
 -- The graph's neighbours, and of the rows written last all: a graph may miss a row that is far from all others, and a
--- change that was just made is what people look for.
+-- change that was just made is what people look for. A graph that holds less than the vectors proposes candidates.
 WITH near AS (
-    SELECT id, embedding <=> %(vector)b::vector AS distance FROM {table} WHERE {filters}
-    ORDER BY embedding <=> %(vector)b::vector LIMIT %(k)s
+    SELECT id, embedding <=> %(vector)b::vector AS distance
+    FROM (SELECT id, embedding FROM {table} WHERE {filters} ORDER BY {near} LIMIT %(candidates)s) candidate
+    ORDER BY distance LIMIT %(k)s
 ), fresh AS (
     SELECT id, embedding <=> %(vector)b::vector AS distance
     FROM (SELECT id, embedding, metadata FROM {table} ORDER BY indexed_at DESC LIMIT 500) newest
@@ -184,7 +214,7 @@ ORDER BY n.distance, s.id LIMIT %(k)s
 WITH by_vector AS (
     SELECT id, row_number() OVER (ORDER BY distance) AS rank
     FROM (SELECT id, embedding <=> %(vector)b::vector AS distance FROM {table} WHERE {filters}
-          ORDER BY embedding <=> %(vector)b::vector LIMIT %(candidates)s) v
+          ORDER BY {near} LIMIT %(candidates)s) v
 ), by_text AS (
     SELECT id, row_number() OVER (ORDER BY score DESC, id) AS rank
     FROM (SELECT id, ts_rank_cd(tsv, q) AS score FROM {table}, websearch_to_tsquery('english', %(text)s) q

@@ -19,6 +19,12 @@ WHERE v.id = l.version_id AND v.state = 'retired' AND l.updated_at < now() - mak
 -- name: dead_letters
 DELETE FROM sophia.dead_letters WHERE last_seen < now() - make_interval(days => %(days)s)
 
+-- name: parked
+DELETE FROM sophia.parked WHERE last_seen < now() - make_interval(days => %(days)s)
+
+-- name: estuary_commits
+DELETE FROM sophia.estuary_commits WHERE received_at < now() - make_interval(days => %(days)s)
+
 -- name: cache
 -- An entry that is in use this moment is not over its time.
 DELETE FROM sophia.embedding_cache c

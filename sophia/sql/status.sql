@@ -93,7 +93,8 @@ SELECT name, generation, position, source_lsn::text AS source_lsn, source_time F
 -- name: collections
 SELECT c.name, c.generation, c.position, c.source_lsn::text AS source_lsn, c.source_time,
        (SELECT count(*) FROM sophia.documents d WHERE d.collection_id = c.id AND NOT d.deleted) AS documents,
-       (SELECT count(*) FROM sophia.dead_letters x WHERE x.collection_id = c.id) AS dead_letters
+       (SELECT count(*) FROM sophia.dead_letters x WHERE x.collection_id = c.id)
+       + (SELECT count(*) FROM sophia.parked p WHERE p.collection_id = c.id) AS dead_letters
 FROM sophia.collections c WHERE %(names)s::text[] IS NULL OR c.name = ANY(%(names)s) ORDER BY c.name
 
 -- name: touched_shards
@@ -103,17 +104,29 @@ WHERE d.collection_id = %(collection_id)s AND NOT d.bulk AND d.position > %(afte
 ORDER BY 1
 
 -- name: dead_letters
-SELECT c.name AS collection, d.key, v.index_name AS index, d.stage, d.reason, d.attempts, d.first_seen, d.last_seen
-FROM sophia.dead_letters d
-LEFT JOIN sophia.collections c ON c.id = d.collection_id
-LEFT JOIN sophia.index_versions v ON v.id = d.version_id
-ORDER BY d.last_seen DESC, d.id DESC LIMIT %(limit)s
+-- What could not be taken or indexed, what Estuary delivered in vain, and the rows that nobody has read again yet.
+SELECT collection, key, index, stage, reason, attempts, first_seen, last_seen FROM (
+    SELECT d.id, c.name AS collection, d.key, v.index_name AS index, d.stage, d.reason, d.attempts, d.first_seen,
+           d.last_seen
+    FROM sophia.dead_letters d
+    LEFT JOIN sophia.collections c ON c.id = d.collection_id
+    LEFT JOIN sophia.index_versions v ON v.id = d.version_id
+    UNION ALL
+    SELECT p.id, COALESCE(c.name, p.name), p.key, NULL, 'intake', p.reason, p.attempts, p.received_at, p.last_seen
+    FROM sophia.parked p LEFT JOIN sophia.collections c ON c.id = p.collection_id
+    UNION ALL
+    SELECT 0, c.name, r.key, NULL, 'reread',
+           r.reason || '; its row is read from the source by the intake, if `url_env` of the Estuary source names the '
+           'database', 1, r.requested_at, r.requested_at
+    FROM sophia.rereads r JOIN sophia.collections c ON c.id = r.collection_id
+) found
+ORDER BY last_seen DESC, id DESC LIMIT %(limit)s
 
 -- name: captured
 SELECT c.name FROM sophia.captured_tables t JOIN sophia.collections c ON c.id = t.collection_id WHERE t.complete
 
 -- name: dead_letter_count
-SELECT count(*) FROM sophia.dead_letters
+SELECT (SELECT count(*) FROM sophia.dead_letters) + (SELECT count(*) FROM sophia.parked)
 
 -- name: batches
 -- Batches by their ids, for the feed; `keys` are the first of each, a leading '-' marks a delete.
@@ -142,3 +155,22 @@ WITH sample AS (
     GROUP BY f.field, sample.body -> f.field
 )
 SELECT field, value FROM counted WHERE rank <= %(limit)s ORDER BY field, rank
+
+-- name: shards_waiting
+-- Bulk documents that came after a shard was compared last, counted up to a limit in each shard that is behind.
+-- Nothing is counted where the positions show that fewer than `least` documents came at all.
+SELECT s.shard, waiting.n
+FROM sophia.index_versions v
+JOIN sophia.collections c ON c.id = v.collection_id
+JOIN sophia.shards s ON s.version_id = v.id AND s.position < c.bulk_position
+CROSS JOIN LATERAL (
+    SELECT count(*) AS n FROM (
+        SELECT FROM sophia.documents d
+        WHERE d.collection_id = c.id AND d.bulk AND d.position > s.position
+          AND d.bucket >= s.shard * (65536 / %(shards)s) AND d.bucket < (s.shard + 1) * (65536 / %(shards)s)
+        LIMIT %(most)s
+    ) found
+) waiting
+WHERE v.id = %(version_id)s AND waiting.n > 0
+  AND c.bulk_position - (SELECT min(o.position) FROM sophia.shards o WHERE o.version_id = v.id) >= %(least)s
+ORDER BY s.shard

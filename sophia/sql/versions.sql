@@ -27,7 +27,7 @@ CROSS JOIN LATERAL (SELECT COALESCE(max(number), 0) + 1 AS number FROM sophia.in
                     WHERE index_name = %(name)s) n
 LEFT JOIN sophia.index_versions s ON s.index_name = %(name)s AND s.state = 'serving'
 WHERE c.id = %(collection_id)s
-RETURNING id
+RETURNING id, state
 
 -- name: lock_position
 -- Held while a version is created, so that no document slips between its live and its bulk lane.
@@ -37,7 +37,11 @@ SELECT id FROM sophia.collections WHERE id = %(collection_id)s FOR UPDATE
 INSERT INTO sophia.shards (version_id, shard) SELECT %(version_id)s, generate_series(0, %(shards)s - 1)
 
 -- name: find
-SELECT id, state FROM sophia.index_versions WHERE index_name = %(name)s AND fingerprint = %(fingerprint)s
+SELECT id, state, undropped FROM sophia.index_versions WHERE index_name = %(name)s AND fingerprint = %(fingerprint)s
+
+-- name: keep_entries
+UPDATE sophia.index_versions SET spec = spec || %(entries)s
+WHERE id = %(version_id)s AND spec || %(entries)s IS DISTINCT FROM spec
 
 -- name: revive
 UPDATE sophia.index_versions v SET state = 'building', position = c.position

@@ -39,6 +39,11 @@ LEFT JOIN pg_rewrite w ON d.classid = 'pg_rewrite'::regclass AND w.oid = d.objid
 WHERE c.oid = to_regclass(%(name)s) AND d.deptype IN ('n', 'a') AND w.ev_class IS DISTINCT FROM c.oid
 ORDER BY 1
 
+-- name: reads
+-- Whether a view reads a table.
+SELECT 1 FROM pg_rewrite w JOIN pg_depend d ON d.classid = 'pg_rewrite'::regclass AND d.objid = w.oid
+WHERE w.ev_class = to_regclass(%(name)s) AND d.refclassid = 'pg_class'::regclass AND d.refobjid = to_regclass(%(table)s)
+
 -- name: definition
 -- The embedding has no length here: versions of other dimensions follow each other under one view, whose grants,
 -- dependents and prepared statements then outlive a change of the model.

@@ -164,7 +164,9 @@ def vector_hash(vector: Vectors) -> bytes:
 class Store(Protocol):
     """A vector store.
 
-    Every method may raise TemporaryError while the store is away; what it did until then may be repeated.
+    Every method may raise TemporaryError while the store is away; what it did until then may be repeated. It raises
+    UnreachableError where the store was not reached at all, so that nobody waits for a request that was never taken,
+    and FencedError where the version's place is gone, since it ended under its reader or writer.
     """
 
     @property
@@ -268,4 +270,8 @@ class Store(Protocol):
 
     def search(self, connection: Connection, version: IndexVersion, query: Query) -> list[Hit]:
         """The best `k` chunks, best first."""
+        ...
+
+    def close(self) -> None:
+        """End the connections that the store has of its own. Nothing is asked of it afterwards."""
         ...

@@ -7,9 +7,8 @@ serves. Cosine distance, HNSW, iterative scans for filters; hybrid search fuses 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import lru_cache
 from random import Random
 from typing import Any, LiteralString
@@ -21,12 +20,13 @@ from pgvector.psycopg import register_vector
 from psycopg import sql as composed
 
 from sophia import sql
+from sophia.catalog.models import GraphKind
 from sophia.database.vacuum import vacuum
 from sophia.documents import Clock, Key, format_lsn
 from sophia.embedding.base import Vectors
 from sophia.errors import ConfigurationError, FencedError
 from sophia.indexing.versions import IndexVersion
-from sophia.stores import views
+from sophia.stores import pgvector_graph, views
 from sophia.stores.base import (
     PREPARED_ROWS,
     ChunkOrigin,
@@ -40,17 +40,9 @@ from sophia.stores.base import (
     StoredDocument,
 )
 from sophia.stores.binary import VectorArray, register_vector_array
+from sophia.stores.pgvector_graph import SCHEMA, Effort, near
 
 Q = sql.load("pgvector")
-SCHEMA = "indexes"
-# pgvector's default of 40 misses texts that are far from all others: a row about oranges among 8,000 on Python was
-# nobody's close neighbour in the graph and was not found below 200, which costs a millisecond more.
-LEAST_EFFORT = 200
-# Memory for building the graph: the vectors and about so much a vector for its links (2.2 GB for 1,000,000 of 384
-# dimensions). With less than it needs a build goes on, several times slower.
-GRAPH_BYTES = 800
-LEAST_BUILD_KB = 65_536
-MOST_BUILD_KB = 4_194_304
 # Rows that a filter passes up to which reading all of them beats the graph.
 FEW_ROWS = 20_000
 # Candidates of each side of a hybrid search: enough for the ranks that matter after fusion.
@@ -69,27 +61,6 @@ def _query(query: str, version: IndexVersion, **parts: composed.Composable) -> c
         return _static(query, version.store_name)
     text: LiteralString = Q[query]
     return composed.SQL(text).format(table=composed.Identifier(SCHEMA, version.store_name), **parts)
-
-
-@dataclass(frozen=True, slots=True)
-class _Build:
-    """An index that is built after the first load."""
-
-    kind: str
-    suffix: str
-    parts: Mapping[str, composed.Composable]
-
-    def name(self, version: IndexVersion) -> composed.Identifier:
-        return composed.Identifier(f"{version.store_name}_{self.suffix}")
-
-
-def _builds(version: IndexVersion) -> list[_Build]:
-    """The indexes of filters, full text and vectors, in the order of their building."""
-    fields = [
-        _Build("field", f"field{number}", {"field": composed.Literal(field)})
-        for number, field in enumerate(version.index.metadata)
-    ]
-    return [*fields, _Build("text", "text", {}), _Build("hnsw", "hnsw", {})]
 
 
 class PgvectorStore:
@@ -113,57 +84,19 @@ class PgvectorStore:
                 self.publish(connection, version)
 
     def finish(self, connection: Connection, version: IndexVersion) -> None:
-        """Build the indexes of filters, full text and vectors, without blocking writers. Needs autocommit mode.
-
-        One process builds at a time; another that finds the lock taken leaves it to that one.
-        """
-        lock = {"name": f"sophia.finish:{version.store_name}"}
-        row = connection.execute(Q["try_lock"], lock).fetchone()
-        if row is None or not row[0]:
-            return
-        try:
-            missing = [build for build in _builds(version) if not self._is_built(connection, version, build)]
-            if not missing:
-                return
-            connection.execute(_query("analyze", version))
-            memory = self._build_memory(connection, version)
-            connection.execute("SELECT set_config('maintenance_work_mem', %s, false)", [f"{memory}kB"])
-            for build in missing:
-                query = _query(f"create_{build.kind}_index", version, name=build.name(version), **build.parts)
-                connection.execute(query)
-            # Expressions have no statistics before their index is there.
-            connection.execute(_query("analyze", version))
-        finally:
-            if not connection.closed:
-                connection.execute("RESET maintenance_work_mem")
-                connection.execute(Q["unlock"], lock)
-
-    @staticmethod
-    def _is_built(connection: Connection, version: IndexVersion, build: _Build) -> bool:
-        """Whether an index is there and whole; one that a cut-off build left invalid is dropped."""
-        name = f'{SCHEMA}."{version.store_name}_{build.suffix}"'
-        state = connection.execute(Q["index_state"], {"name": name}).fetchone()
-        if state is not None and not state[0]:
-            qualified = composed.Identifier(SCHEMA, f"{version.store_name}_{build.suffix}")
-            connection.execute(composed.SQL("DROP INDEX CONCURRENTLY {}").format(qualified))
-        return state is not None and bool(state[0])
-
-    @staticmethod
-    def _build_memory(connection: Connection, version: IndexVersion) -> int:
-        """Kilobytes that the graph needs while it is built, within bounds."""
-        row = connection.execute(Q["estimate"], {"name": f'{SCHEMA}."{version.store_name}"'}).fetchone()
-        rows = int(row[0]) if row else 0
-        return max(LEAST_BUILD_KB, min(MOST_BUILD_KB, rows * (4 * version.dimension + GRAPH_BYTES) // 1024))
+        """Build the indexes of filters, full text and vectors; see `sophia.stores.pgvector_graph`."""
+        pgvector_graph.build(connection, version)
 
     def publish(self, connection: Connection, version: IndexVersion) -> None:
         """Replace the public view, in the caller's transaction; see `sophia.stores.views`."""
         views.publish(connection, version)
 
     def drop(self, connection: Connection, version: IndexVersion) -> None:
-        """Drop the version's table, in the caller's transaction. Its view must read another version by now."""
+        """Drop the version's table, in the caller's transaction, and the view if it reads no other version by now."""
         table = composed.Identifier(SCHEMA, version.store_name)
         try:
             with connection.transaction():
+                views.withdraw(connection, version)
                 connection.execute(composed.SQL("DROP TABLE IF EXISTS {}").format(table))
         except psycopg.errors.DependentObjectsStillExist as error:
             raise ConfigurationError(
@@ -266,8 +199,7 @@ class PgvectorStore:
 
     def approximate(self, connection: Connection, version: IndexVersion) -> bool:
         """Whether the HNSW index is there and valid."""
-        name = f'{SCHEMA}."{version.store_name}_hnsw"'
-        return connection.execute(Q["has_vector_index"], {"name": name}).fetchone() is not None
+        return pgvector_graph.is_whole(connection, version, version.index.graph)
 
     def sample(self, connection: Connection, version: IndexVersion, size: int, seed: str) -> list[StoredChunk]:
         """Chunks next to random ids: ids are hashes, so that is an even choice, and costs a look-up each."""
@@ -306,10 +238,11 @@ class PgvectorStore:
         """Nearest chunks by cosine, or fused with full text; see `Store.search`."""
         _know_vectors(connection)
         filters, params = _filters(query, "filter")
-        params |= {"vector": np.asarray(query.vector, dtype=np.float32), "k": query.k}
+        graph = self._graph(connection, version)
+        effort = Effort.of(graph, query.k)
+        params |= {"vector": np.asarray(query.vector, dtype=np.float32), "k": query.k, "candidates": effort.candidates}
         if query.hybrid:
-            params |= {"text": query.text, "candidates": max(HYBRID_CANDIDATES, query.k)}
-        effort = max(LEAST_EFFORT, min(1000, query.k * 4))
+            params |= {"text": query.text, "candidates": max(HYBRID_CANDIDATES, effort.candidates)}
         few = bool(query.filters) and not query.exact and self._matches_few(connection, version, query)
         if query.exact:
             avoided = ["enable_indexscan", "enable_bitmapscan"]
@@ -323,12 +256,22 @@ class PgvectorStore:
         kind = "hybrid" if query.hybrid else "search_all" if query.exact or few else "search"
         with connection.pipeline(), connection.transaction():
             connection.execute(
-                Q["plan"], {"effort": str(effort), "off": avoided, "iterative": "strict_order"}, prepare=True
+                Q["plan"], {"effort": str(effort.visited), "off": avoided, "iterative": "strict_order"}, prepare=True
             )
             # Not prepared: a plan for any value of a filter knows neither its index nor how much it passes.
-            cursor = connection.execute(_query(kind, version, filters=filters), params, prepare=False)
+            parts = {"filters": filters} | ({} if kind == "search_all" else {"near": near(version, graph)})
+            cursor = connection.execute(_query(kind, version, **parts), params, prepare=False)
         rows = cursor.fetchall()
         return [Hit(*row) for row in rows]
+
+    @staticmethod
+    def _graph(connection: Connection, version: IndexVersion) -> GraphKind:
+        """The graph that a search may ask. Before one of less than the vectors is built, all vectors are read."""
+        kind = version.index.graph
+        return kind if kind == "full" or pgvector_graph.is_whole(connection, version, kind) else "full"
+
+    def close(self) -> None:
+        """Nothing: the connections are the callers'."""
 
     @staticmethod
     def _matches_few(connection: Connection, version: IndexVersion, query: Query) -> bool:

@@ -5,7 +5,8 @@ Invariants:
 * the view is replaced in the caller's transaction, so a reader sees the old version or the new one;
 * owner, options, comments and grants (of columns, too) stay as people set them;
 * nothing that depends on the view is ever dropped: the view is replaced in place where its columns allow it, and
-  otherwise the dependents are named before anything is done.
+  otherwise the dependents are named before anything is done;
+* the view goes when the version that it reads ends, which can only be when another store serves the index.
 """
 
 from __future__ import annotations
@@ -63,6 +64,13 @@ def is_current(connection: Connection, version: IndexVersion) -> bool:
     if names[-2:] == ["fingerprint", "version"] or (names and _rows(connection, "dependents", version)):
         return True
     return connection.execute(Q["serves"], {"version_id": version.id}).fetchone() is None
+
+
+def withdraw(connection: Connection, version: IndexVersion) -> None:
+    """Drop the view if it still reads this version, which ends: the index is served from another store by now."""
+    names = {"name": f'{SCHEMA}."{version.index_name}"', "table": f'{SCHEMA}."{version.store_name}"'}
+    if connection.execute(Q["reads"], names).fetchone() is not None:
+        connection.execute(composed.SQL("DROP VIEW {}").format(composed.Identifier(SCHEMA, version.index_name)))
 
 
 def holders(connection: Connection, *relations: str) -> str:

@@ -56,6 +56,43 @@ POINTS: dict[str, Point] = {
     "erase.before_commit": Point(("erase",)),
     "erase.after_commit": Point(("erase",)),
 }
+# Points of processes that do not run here, and the test that kills there.
+ELSEWHERE: dict[str, str] = {
+    "intake.before_commit": "tests/integration/intake/test_process.py",
+    "intake.after_commit": "tests/integration/intake/test_process.py",
+    "external.pending": "tests/integration/stores/test_external_way.py",
+    "external.written": "tests/integration/stores/test_external_way.py",
+    "external.before_commit": "tests/integration/stores/test_external_way.py",
+    "publication.before": "tests/integration/stores/test_external_way.py",
+    "publication.after": "tests/integration/stores/test_external_way.py",
+    "drop.after": "tests/integration/stores/test_external_way.py",
+    "erase.outside": "tests/integration/stores/test_external_way.py",
+    "stand_in.backfilled": "tests/estuary/test_killed.py",
+    "stand_in.journal.before_acknowledgement": "tests/estuary/test_killed.py",
+    "stand_in.sent.before_checkpoint": "tests/estuary/test_killed.py",
+    "stand_in.committed.before_trigger": "tests/estuary/test_killed.py",
+    "estuary.reread.before_commit": "tests/estuary/test_killed.py",
+    "estuary.reread.after_commit": "tests/estuary/test_killed.py",
+    "estuary.sweep.before_commit": "tests/estuary/test_killed.py",
+    "estuary.sweep.after_commit": "tests/estuary/test_killed.py",
+    "weaviate.removed": "tests/integration/stores/test_weaviate_killed.py",
+    "weaviate.put": "tests/integration/stores/test_weaviate_killed.py",
+    "weaviate.surplus": "tests/integration/stores/test_weaviate_killed.py",
+    "snowflake.generation_begun": "tests/integration/snowflake/test_streams.py",
+    "snowflake.read": "tests/integration/snowflake/test_cursor.py",
+    "snowflake.cursor.before_commit": "tests/integration/snowflake/test_cursor.py",
+    "snowflake.cursor.after_commit": "tests/integration/snowflake/test_cursor.py",
+    "snowflake.compare.before_commit": "tests/integration/snowflake/test_cursor.py",
+    "snowflake.compare.deleted": "tests/integration/snowflake/test_cursor.py",
+    "snowflake.reread.before_commit": "tests/integration/snowflake/test_cursor.py",
+    "snowflake.reread.after_commit": "tests/integration/snowflake/test_streams.py",
+    "snowflake.snapshot.after_commit": "tests/integration/snowflake/test_streams.py",
+    "snowflake.snapshot_done.after_commit": "tests/integration/snowflake/test_streams.py",
+    "snowflake.staged": "tests/integration/snowflake/test_streams.py",
+    "snowflake.before_commit": "tests/integration/snowflake/test_streams.py",
+    "snowflake.after_commit": "tests/integration/snowflake/test_streams.py",
+    "snowflake.cleared": "tests/integration/snowflake/test_streams.py",
+}
 
 
 def named_in_code() -> set[str]:

@@ -29,7 +29,7 @@ from sophia.indexing.verify import verify
 from sophia.indexing.versions import IndexVersion, active_versions
 from sophia.services import worker
 from sophia.settings import Settings, load_settings
-from sophia.stores import store_of
+from sophia.stores import IN_DATABASE
 from tests.chaos.embedder import ChaosEmbedder
 from tests.chaos.tables import CHUNK_TOKENS, DIMENSION, MODELS, TABLES
 
@@ -191,7 +191,7 @@ def _promote(spec: Spec) -> None:
 
 def _rollback(spec: Spec) -> None:
     with Database(spec.url).connect("sophia-rollback") as connection:
-        rollback(connection, spec.index, store_of)
+        rollback(connection, spec.index)
 
 
 def _retire(spec: Spec) -> None:
@@ -199,7 +199,7 @@ def _retire(spec: Spec) -> None:
     with Database(spec.url).connect("sophia-retire") as connection:
         for version in active_versions(connection):
             if (version.index_name, version.model.name) == (spec.index, spec.model):
-                retire(connection, version, store_of(version.store))
+                retire(connection, version, IN_DATABASE.of(version))
 
 
 def _erase(spec: Spec) -> None:

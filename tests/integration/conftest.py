@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import tempfile
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,53 +20,13 @@ from sophia.settings import CaptureSettings, Settings
 from tests.embedders import HashEmbedder
 from tests.integration.caches import RedisStand
 from tests.integration.library import Library
-from tests.waiting import until
+from tests.running import Running, run_loop
 
+__all__ = ["Running", "run_loop"]
 Connection = psycopg.Connection[TupleRow]
 _slots = itertools.count(1)
 # Quick, so that tests do not wait for a process's idle moments.
 QUICK = CaptureSettings(status_seconds=0.2, catalog_check_seconds=0.2)
-
-
-class Running:
-    """A loop `run(stop)` in a thread of its own."""
-
-    def __init__(self, loop: Any) -> None:
-        self.loop = loop
-        self.stop_event = threading.Event()
-        self.error: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, daemon=True)
-        self._thread.start()
-
-    def _run(self) -> None:
-        try:
-            self.loop.run(self.stop_event)
-        except BaseException as error:
-            self.error = error
-
-    @property
-    def ended(self) -> bool:
-        return not self._thread.is_alive()
-
-    def ready(self) -> None:
-        """Wait until the loop says that it is set up."""
-        until(lambda: self.loop.ready.is_set() or self.ended, "readiness")
-        if self.error is not None:
-            raise self.error
-
-    def failed(self, seconds: float = 30.0) -> BaseException:
-        """Wait for the loop to end by itself, and return its error."""
-        until(lambda: self.ended, "the end of the loop", seconds)
-        assert self.error is not None, "the loop ended without an error"
-        return self.error
-
-    def stop(self) -> None:
-        """Stop the loop; its error, if it had one, is raised here."""
-        self.stop_event.set()
-        self._thread.join(30)
-        assert self.ended, "the loop does not stop"
-        if self.error is not None:
-            raise self.error
 
 
 class Captures:
@@ -163,21 +122,3 @@ def redis_server() -> Iterator[RedisStand]:
         stand = RedisStand(Path(folder))
         yield stand
         stand.close()
-
-
-@pytest.fixture
-def run_loop() -> Iterator[Callable[[Any], Running]]:
-    """Runs `loop.run(stop)` in a thread until the test ends."""
-    started: list[Running] = []
-
-    def start(loop: Any, *, wait: bool = True) -> Running:
-        running = Running(loop)
-        started.append(running)
-        if wait:
-            running.ready()
-        return running
-
-    yield start
-    for running in started:
-        with contextlib.suppress(BaseException):
-            running.stop()

@@ -23,7 +23,7 @@ from sophia.indexing.text import Texts
 from sophia.indexing.versions import IndexVersion, active_versions, ensure_version
 from sophia.indexing.writer import Figures, Row, Writer
 from sophia.settings import Settings
-from sophia.stores import PgvectorStore, Scope
+from sophia.stores import IN_DATABASE, Scope, Store, Stores
 from tests.embedders import HashEmbedder, hash_vector
 from tests.waiting import until
 
@@ -40,6 +40,7 @@ class Library:
     catalog: Catalog
     settings: Settings
     embedder: HashEmbedder
+    stores: Stores = IN_DATABASE
     _positions: itertools.count[int] = field(default_factory=lambda: itertools.count(10))
 
     def __post_init__(self) -> None:
@@ -84,15 +85,19 @@ class Library:
         """The version of the index, its store ready."""
         catalog = catalog or self.catalog
         version = ensure_version(self.connection, catalog, catalog.indexes[0], "local")
-        PgvectorStore().ensure(self.connection, version)
+        self.store(version).ensure(self.connection, version)
         return version
+
+    def store(self, version: IndexVersion) -> Store:
+        return self.stores.of(version)
 
     def writer(
         self, version: IndexVersion | None = None, embedder: HashEmbedder | None = None, lane: str = "bulk"
     ) -> Writer:
+        version = version or self.version()
         return Writer(
-            version or self.version(),
-            PgvectorStore(),
+            version,
+            self.store(version),
             embedder or self.embedder,
             self.settings.indexer.max_text_bytes,
             run="test",
@@ -122,12 +127,12 @@ class Library:
         return figures
 
     def compare(self, version: IndexVersion | None = None) -> Difference:
-        return compare(self.connection, version or self.version(), PgvectorStore(), Scope())
+        return compare(self.connection, version := version or self.version(), self.store(version), Scope())
 
     def indexer(self, catalog: Catalog | None = None, **settings: Any) -> Indexer:
         quick = {"poll_seconds": 0.1, "lease_seconds": 1.0} | settings
         changed = self.settings.model_copy(update={"indexer": self.settings.indexer.model_copy(update=quick)})
-        return Indexer(catalog or self.catalog, self.database, changed)
+        return Indexer(catalog or self.catalog, self.database, changed, stores=self.stores)
 
     # ---- what is there -----------------------------------------------------------------------------------
 
@@ -150,6 +155,18 @@ class Library:
         return dict(
             self.connection.execute("SELECT key, reason FROM sophia.dead_letters WHERE stage = 'index'").fetchall()
         )
+
+    def pending(self, version: IndexVersion) -> list[str]:
+        """Keys that a writer of a store outside of the database has begun and not ended."""
+        rows = self.connection.execute(
+            "SELECT key FROM sophia.ledger WHERE version_id = %s AND state = 'pending' ORDER BY key", [version.id]
+        )
+        return [row[0] for row in rows]
+
+    def version_position(self, version: IndexVersion) -> int:
+        """How far the live lane is, as the database has it."""
+        row = self.connection.execute("SELECT position FROM sophia.index_versions WHERE id = %s", [version.id])
+        return int((row.fetchone() or (0,))[0])
 
     def faults(self, version: IndexVersion | None = None) -> list[str]:
         """How the store differs from `embed(current documents)`, computed anew and without Sophia's own comparison."""

@@ -429,7 +429,7 @@ def test_the_output_says_what_stays(shelf: Library) -> None:
     shown = erase(shelf.connection, "documents", key(7)).to_json()
     assert shown["remains"] == list(REMAINS)
     assert set(shown["removed"]) == {
-        *("documents", "inbox", "ledger", "dead_letters", "batches", "cache"),
+        *("documents", "inbox", "ledger", "dead_letters", "parked", "rereads", "batches", "cache"),
         *("documents v1", "documents v2"),
     }
     assert SECRET not in str(shown)

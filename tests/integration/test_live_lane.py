@@ -7,16 +7,24 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from sophia.indexing.indexer import _Lane
+from sophia.indexing.lane import Lane
 from sophia.indexing.leases import Lease
+from sophia.stores import PgvectorStore
 from tests.integration.library import Library
 from tests.waiting import until
 
 RunLoop = Callable[..., Any]
 
 
-def lane_of(library: Library) -> _Lane:
-    return _Lane(library.version(), library.embedder, library.settings, "live", lambda version, lane, figures: None)
+def lane_of(library: Library) -> Lane:
+    return Lane(
+        library.version(),
+        PgvectorStore(),
+        library.embedder,
+        library.settings,
+        "live",
+        lambda version, lane, figures: None,
+    )
 
 
 def test_row_that_changes_all_the_time_is_embedded_now_and_then_and_stays_live(

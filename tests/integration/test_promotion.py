@@ -19,7 +19,7 @@ from sophia.indexing.repair import repair_shard
 from sophia.indexing.search import search
 from sophia.indexing.versions import IndexVersion, active_versions, ensure_version, serving_version
 from sophia.retention import apply_retention
-from sophia.stores import PgvectorStore, store_of
+from sophia.stores import PgvectorStore
 from tests.catalogs import changed, replaced
 from tests.embedders import HashEmbedder
 from tests.integration.library import Library
@@ -336,7 +336,7 @@ def test_rule_search_during_switches_never_mixes_models(shelf: Library, monkeypa
             if version is not None:
                 promote(shelf.connection, version, STORE)
             else:
-                rollback(shelf.connection, "documents", store_of)
+                rollback(shelf.connection, "documents")
             before = len(searched)
             until(lambda d=dimension, b=before: any(s[0] == d for s in searched[b:]) or errors, "a search after")
     stop.set()
@@ -400,13 +400,13 @@ def test_rule_a_version_behind_in_the_bulk_lane_is_refused(shelf: Library) -> No
 
 def test_rule_rollback_goes_back_to_the_last_and_never_in_time(shelf: Library) -> None:
     with pytest.raises(SophiaError, match="no earlier version to go back to"):
-        rollback(shelf.connection, "documents", store_of)
+        rollback(shelf.connection, "documents")
     old = serving_version(shelf.connection, "documents")
     new = built(shelf, shelf.with_index(template=NEW))
     promote(shelf.connection, new, STORE)
     position_to(shelf.connection, new, 1_000)
     with pytest.raises(BehindError):
-        rollback(shelf.connection, "documents", store_of, patience=0.3)
+        rollback(shelf.connection, "documents", patience=0.3)
     assert states(shelf.connection) == {1: "retiring", 2: "serving"}
 
     def catch_up() -> None:
@@ -415,7 +415,7 @@ def test_rule_rollback_goes_back_to_the_last_and_never_in_time(shelf: Library) -
 
     timer = threading.Timer(0.5, catch_up)
     timer.start()
-    switch = rollback(shelf.connection, "documents", store_of)
+    switch = rollback(shelf.connection, "documents")
     timer.join()
     assert (switch.before, switch.now) == (2, 1)
     assert served(shelf.connection) == {f"title {n}\n\ntext {n}" for n in range(10)}
@@ -428,9 +428,9 @@ def test_rollback_takes_the_version_that_stopped_last(shelf: Library) -> None:
     for number, template in ((2, NEW), (3, "{title}")):
         promote(shelf.connection, built(shelf, shelf.with_index(template=template)), STORE)
         assert serving_version(shelf.connection, "documents").number == number
-    assert rollback(shelf.connection, "documents", store_of).now == 2
+    assert rollback(shelf.connection, "documents").now == 2
     # Back and forth: version 3 stopped last now.
-    assert rollback(shelf.connection, "documents", store_of).now == 3
+    assert rollback(shelf.connection, "documents").now == 3
 
 
 def test_live_changes_feed_both_versions_and_a_rollback_has_them(shelf: Library, run_loop: Callable[..., Any]) -> None:
@@ -446,7 +446,7 @@ def test_live_changes_feed_both_versions_and_a_rollback_has_them(shelf: Library,
     shelf.put(78, "t", "after the switch")
     shelf.delete(5)
     shelf.level(version)
-    switch = rollback(shelf.connection, "documents", store_of)
+    switch = rollback(shelf.connection, "documents")
     assert switch.now == 1
     found = served(shelf.connection)
     assert "t\n\nafter the switch" in found
@@ -559,7 +559,7 @@ def test_retention_retires_what_stopped_serving_long_ago(shelf: Library) -> None
     assert apply_retention(shelf.connection, shelf.catalog.retention)["versions"] == 1
     assert states(shelf.connection) == {2: "serving"}
     with pytest.raises(SophiaError, match="no earlier version"):
-        rollback(shelf.connection, "documents", store_of)
+        rollback(shelf.connection, "documents")
 
 
 def test_retention_goes_on_when_a_version_serves_again_meanwhile(

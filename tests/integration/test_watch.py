@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import threading
 
 import pytest
 
@@ -107,3 +108,35 @@ def test_a_slow_look_is_the_last(shelf: Library, monkeypatch: pytest.MonkeyPatch
         0,
     )
     assert watch._outstanding(shelf.connection, version, range(2)) == exact[0] * 32768
+
+
+def test_it_says_how_far_the_store_is_with_its_index(shelf: Library, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Held up by an older transaction until it was said, as a real build is by a long reader."""
+    monkeypatch.setattr(watch, "BUILD_SECONDS", 0.01)
+    version = shelf.version()
+    shelf.repair()
+    said = threading.Event()
+    steps: list[RepairProgress] = []
+
+    def note(step: RepairProgress) -> None:
+        steps.append(step)
+        if step.building is not None:
+            said.set()
+
+    session = Session.open(
+        shelf.connection, shelf.catalog, shelf.index, "local", lambda _: shelf.embedder, shelf.settings, run="test"
+    )
+    with shelf.database.connect("builder") as builder:
+        with shelf.database.connect("writer") as writer, writer.transaction():
+            writer.execute(f"LOCK TABLE indexes.{version.store_name} IN ROW EXCLUSIVE MODE")
+            thread = threading.Thread(
+                target=repair_version,
+                args=(builder, session, range(2)),
+                kwargs={"batch": 500, "deep": False, "progress": note},
+            )
+            thread.start()
+            assert said.wait(30)
+        thread.join(30)
+        assert not thread.is_alive()
+    lines = [str(step) for step in steps if step.building is not None]
+    assert f"building {version.store_name}_field0: waiting for writers before build" in lines[0]

@@ -176,6 +176,7 @@ def later(seconds: float) -> str:
         ("nan", 0, module.LONGEST_PAUSE_SECONDS),
         ("soon", 0, 5),
     ],
+    ids=["seconds", "fraction", "day", "tomorrow", "past", "negative", "nan", "word"],
 )
 def test_pause_is_as_long_as_the_endpoint_asks_within_bounds(
     endpoint: Endpoint,

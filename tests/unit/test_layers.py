@@ -29,6 +29,7 @@ HEAVY = (
     "sentence_transformers",
     "kubernetes",
     "weaviate",
+    "pinecone",
     "snowflake",
     "docker",
     "dagster",

@@ -68,7 +68,7 @@ def test_packing_holds_the_budget_and_loses_nothing(lengths: list[int], budget: 
     batches = list(pack(lengths, lambda: budget, lambda: None))
     assert sorted(index for batch in batches for index in batch) == list(range(len(lengths)))
     for batch in batches:
-        assert len(batch) == 1 or max(max(lengths[i] for i in batch), 1) * len(batch) <= budget
+        assert len(batch) == 1 or max(lengths[i] for i in batch) * len(batch) <= budget
 
 
 def test_packing_takes_the_longest_first() -> None:

@@ -26,12 +26,23 @@ from sophia.catalog.models.cluster import (
 from sophia.catalog.models.data import (
     Collection,
     EmbeddingModel,
+    GraphKind,
     Index,
     Precision,
     Retention,
+    SnowflakeTable,
     Source,
     StoreKind,
     StorePerProfile,
+)
+from sophia.catalog.models.estuary import (
+    CaptureConnector,
+    Estuary,
+    EstuaryBinding,
+    EstuaryCapture,
+    EstuaryPrefixes,
+    EstuaryStaging,
+    EstuaryWebhook,
 )
 from sophia.catalog.models.images import Image, Platform, ScanPolicy
 from sophia.catalog.models.operations import (
@@ -61,12 +72,20 @@ from sophia.catalog.models.services import (
     ServicePort,
     Volume,
 )
+from sophia.catalog.models.weaviate import (
+    Generative,
+    Hnsw,
+    PropertyType,
+    WeaviateOptions,
+    WeaviateProperty,
+)
 
 __all__ = [
     "ROTATION_DAYS",
     "Architecture",
     "Backup",
     "Budget",
+    "CaptureConnector",
     "Catalog",
     "Category",
     "Cluster",
@@ -76,8 +95,17 @@ __all__ = [
     "Endpoint",
     "Entry",
     "Environment",
+    "Estuary",
+    "EstuaryBinding",
+    "EstuaryCapture",
+    "EstuaryPrefixes",
+    "EstuaryStaging",
+    "EstuaryWebhook",
     "Frontend",
     "Frozen",
+    "Generative",
+    "GraphKind",
+    "Hnsw",
     "Image",
     "Index",
     "Ingress",
@@ -94,6 +122,7 @@ __all__ = [
     "Probe",
     "Probes",
     "Profile",
+    "PropertyType",
     "Provider",
     "Resources",
     "Retention",
@@ -107,6 +136,7 @@ __all__ = [
     "Service",
     "ServiceMesh",
     "ServicePort",
+    "SnowflakeTable",
     "Source",
     "Step",
     "StoreKind",
@@ -115,6 +145,8 @@ __all__ = [
     "Trigger",
     "UnknownEntryError",
     "Volume",
+    "WeaviateOptions",
+    "WeaviateProperty",
     "WireGuard",
     "Workflow",
 ]

@@ -12,6 +12,7 @@ from pydantic import Field
 from sophia.catalog.models.base import Entry, Frozen
 from sophia.catalog.models.cluster import Cluster, Node, Route
 from sophia.catalog.models.data import Collection, EmbeddingModel, Index, Retention, Source
+from sophia.catalog.models.estuary import Estuary, EstuaryCapture
 from sophia.catalog.models.images import Image
 from sophia.catalog.models.operations import Frontend, Secret, Workflow
 from sophia.catalog.models.services import Service
@@ -33,6 +34,8 @@ class Catalog(Frozen):
     routes: tuple[Route, ...] = Field(default=(), description="Where classes of work run.")
     images: tuple[Image, ...] = Field(default=(), description="Container images.")
     services: tuple[Service, ...] = Field(default=(), description="Everything that runs as pods.")
+    estuary: Estuary = Field(default_factory=Estuary, description="What Estuary runs, beside its captures.")
+    captures: tuple[EstuaryCapture, ...] = Field(default=(), description="Estuary's captures.")
     sources: tuple[Source, ...] = Field(default=(), description="Systems that changes come from.")
     collections: tuple[Collection, ...] = Field(default=(), description="Documents by key.")
     models: tuple[EmbeddingModel, ...] = Field(default=(), description="Embedding models.")
@@ -109,11 +112,12 @@ class Catalog(Frozen):
         return tuple(called for called in self.services if called is not caller and _calls(caller, called))
 
     def consumers_of(self, secret: str) -> tuple[Entry, ...]:
-        """The services, workflows and frontends that get the secret."""
-        holders: tuple[Service | Workflow | Frontend, ...] = (
+        """The services, workflows, frontends and captures of Estuary that get the secret."""
+        holders: tuple[Service | Workflow | Frontend | EstuaryCapture, ...] = (
             *self.services,
             *self.workflows,
             *self.frontends,
+            *self.captures,
         )
         return tuple(holder for holder in holders if secret in holder.secrets)
 

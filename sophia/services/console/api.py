@@ -29,6 +29,7 @@ from sophia.services.console.metrics import Metrics
 from sophia.services.console.models import QueryModels
 from sophia.services.web import Json
 from sophia.settings import Settings
+from sophia.stores import Stores
 
 Connection = psycopg.Connection[TupleRow]
 BODY_LIMIT_BYTES = 64 * 1024
@@ -60,6 +61,7 @@ class Api:
         models: QueryModels,
         feed: Feed,
         metrics: Metrics,
+        stores: Stores,
     ) -> None:
         self._settings = settings
         self._catalog = catalog
@@ -67,6 +69,7 @@ class Api:
         self._models = models
         self._feed = feed
         self._metrics = metrics
+        self._stores = stores
         self._status_lock = Lock()
         self._status: dict[str, Any] = {}
         self._status_until = 0.0
@@ -122,6 +125,7 @@ class Api:
                 k=asked.k,
                 filters=asked.filters,
                 hybrid=asked.hybrid,
+                stores=self._stores,
             )
         version = used[-1]
         return Json(
@@ -140,7 +144,7 @@ class Api:
         index, key = _parameter(request, "index"), _parameter(request, "key")
         with self._pool.connection() as connection:
             try:
-                return Json(status.why(connection, index, key))
+                return Json(status.why(connection, index, key, stores=self._stores))
             except SophiaError as error:
                 raise NotFoundError(str(error)) from error
 

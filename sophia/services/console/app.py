@@ -39,6 +39,7 @@ from sophia.services.console.page import PageFiles, SecurityHeaders
 from sophia.services.listening import listen
 from sophia.services.web import RequestTimer
 from sophia.settings import Settings
+from sophia.stores import Stores
 
 logger = logging.getLogger("sophia.console")
 LOOPBACK = ("127.0.0.1", "localhost")
@@ -72,7 +73,8 @@ def create_app(
     metrics = Metrics()
     models = QueryModels(settings, load)
     feed = Feed(database.url, pool, metrics)
-    api = Api(settings, catalog, pool, models, feed, metrics)
+    stores = Stores(settings)
+    api = Api(settings, catalog, pool, models, feed, metrics, stores)
     page = PageFiles()
 
     @contextlib.asynccontextmanager
@@ -88,6 +90,7 @@ def create_app(
             with contextlib.suppress(asyncio.CancelledError):
                 await listening
             await run_in_threadpool(models.close)
+            await run_in_threadpool(stores.close)
             await run_in_threadpool(pool.close, timeout=SHUTDOWN_SECONDS)
 
     handlers: dict[Any, ExceptionHandler] = {

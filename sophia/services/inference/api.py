@@ -14,8 +14,8 @@ from starlette.responses import Response, StreamingResponse
 
 from sophia.embedding.base import Kind, RefusedTextsError, Vectors
 from sophia.errors import ConfigurationError, SophiaError
+from sophia.services.access import note
 from sophia.services.inference import schemas
-from sophia.services.inference.access import note
 from sophia.services.inference.classify import classify, hypothesis
 from sophia.services.inference.errors import FaultsError
 from sophia.services.inference.generate import GenerateRequest
@@ -47,12 +47,12 @@ async def vectors_of(
         OverloadedError: the lane is full.
     """
     kept = note(request)
-    kept.texts += len(texts)
+    kept.add("texts", len(texts))
     try:
         vectors, tokens = await functions.embed(texts, kind)
     except RefusedTextsError as error:
         raise FaultsError([(field(place), reason) for place, reason in error.reasons.items()]) from None
-    kept.tokens += tokens
+    kept.add("tokens", tokens)
     return vectors, tokens
 
 
@@ -73,7 +73,7 @@ async def embed(request: Request, functions: Functions, asked: schemas.EmbedRequ
 
 async def analyze(request: Request, functions: Functions, asked: schemas.AnalyzeRequest) -> Response:
     """Sentiment of texts."""
-    note(request).texts += len(asked.given)
+    note(request).add("texts", len(asked.given))
     stopped = Event()
     try:
         found = await functions.helper.run(functions.sentiment.analyze, asked.given, stopped.is_set)
@@ -131,7 +131,7 @@ async def _written_summary(request: Request, functions: Functions, asked: schema
         raise ConfigurationError(
             "no text model writes summaries here: set SOPHIA_INFERENCE__SUMMARY_MODEL, or ask for `sentences`"
         )
-    note(request).texts += 1
+    note(request).add("texts", 1)
     stopped = Event()
     try:
         summary = await functions.writer.run(summarizer.summarize, asked.text, asked.max_tokens, stopped.is_set)
@@ -156,7 +156,7 @@ def generation(seconds: float) -> Callable[[Request, Functions, schemas.Generate
                 "nothing generates text here: set SOPHIA_INFERENCE__GENERATE_URL to an OpenAI-compatible server, "
                 "or SOPHIA_INFERENCE__GENERATE_MODEL to a local model"
             )
-        note(request).texts += len(asked.messages) or 1
+        note(request).add("texts", len(asked.messages) or 1)
         wanted = GenerateRequest.model_validate(asked.model_dump(exclude_unset=True, exclude={"stream"}))
         if asked.stream:
             pieces = generator.stream(wanted)
@@ -168,7 +168,7 @@ def generation(seconds: float) -> Callable[[Request, Functions, schemas.Generate
                 headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
             )
         result = await generator.generate(wanted)
-        note(request).tokens += (result.prompt_tokens or 0) + (result.completion_tokens or 0)
+        note(request).add("tokens", (result.prompt_tokens or 0) + (result.completion_tokens or 0))
         return FastJson(
             {
                 "model": generator.name,

@@ -10,6 +10,7 @@ import contextlib
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +28,12 @@ from starlette.types import ASGIApp, ExceptionHandler, Scope
 from sophia.catalog import Catalog, UnknownEntryError
 from sophia.embedding import load_embedder
 from sophia.errors import ConfigurationError, SophiaError, TemporaryError
-from sophia.services.inference import access, errors
-from sophia.services.inference.auth import LOOPBACK, BearerAuth, Tokens
-from sophia.services.inference.body import ClientGoneError, gone, parse, within
+from sophia.services import access
+from sophia.services.bearer import LOOPBACK
+from sophia.services.bodies import ClientGoneError, gone
+from sophia.services.inference import errors
+from sophia.services.inference.auth import BearerAuth, tokens_of
+from sophia.services.inference.body import parse, within
 from sophia.services.inference.metrics import Metrics
 from sophia.services.inference.models import LoadEmbedder, Loading
 from sophia.services.inference.openapi import document
@@ -58,6 +62,11 @@ class Service:
     app: ASGIApp = field(init=False)
     draining: bool = False
 
+    @property
+    def error(self) -> BaseException | None:
+        """Why the models cannot be served."""
+        return self.loading.error
+
 
 def create_service(settings: Settings, catalog: Catalog, *, load: LoadEmbedder = load_embedder) -> Service:
     """The inference service as an ASGI application.
@@ -69,7 +78,7 @@ def create_service(settings: Settings, catalog: Catalog, *, load: LoadEmbedder =
         ConfigurationError: it would be open to other machines without a token, or the catalog lacks the model.
     """
     inference = settings.inference
-    tokens = Tokens(inference)
+    tokens = tokens_of(inference)
     try:
         model = catalog.model(inference.model)
     except UnknownEntryError as error:
@@ -77,7 +86,7 @@ def create_service(settings: Settings, catalog: Catalog, *, load: LoadEmbedder =
     service = Service(Loading(settings, model, load))
     metrics = Metrics(service.loading)
     table = operations(inference, model)
-    described = document(table, secured=tokens.required)
+    described = document(table, secured=bool(tokens))
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -105,7 +114,7 @@ def create_service(settings: Settings, catalog: Catalog, *, load: LoadEmbedder =
         middleware=[
             Middleware(
                 TrustedHostMiddleware,
-                allowed_hosts=["*"] if tokens.required else list(LOOPBACK),
+                allowed_hosts=["*"] if bool(tokens) else list(LOOPBACK),
                 www_redirect=False,
             ),
             Middleware(BearerAuth, tokens=tokens, open_paths=OPEN_PATHS),
@@ -114,7 +123,9 @@ def create_service(settings: Settings, catalog: Catalog, *, load: LoadEmbedder =
         lifespan=lifespan,
     )
     paths = [*OPEN_PATHS, *(each.path for each in table)]
-    service.app = RequestTimer(access.RequestIds(inner, paths, lambda: service.draining), observe)
+    service.app = RequestTimer(
+        access.RequestIds(inner, access.among(paths), ("texts", "tokens"), lambda: service.draining), observe
+    )
     return service
 
 
@@ -124,7 +135,9 @@ def _endpoint(
     async def endpoint(request: Request) -> Response:
         functions = service.loading.functions
         asked = await parse(request, operation.request, settings.max_request_bytes, settings.timeout_seconds)
-        work = operation.handler(request, functions, asked)
+        compute = partial(operation.handler, request, functions, asked)
+        kept = functions.results if operation.kept else None
+        work = compute() if kept is None else kept.answer(operation.path, asked, compute)
         try:
             return await within(request, work, settings.timeout_seconds)
         except asyncio.CancelledError:

@@ -9,18 +9,13 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import Response
 
-from sophia.services.inference.errors import CLIENT_CLOSED_REQUEST, faults_of
+from sophia.services.bodies import CLOSE, ClientGoneError, read_body
+from sophia.services.inference.errors import faults_of
 
 _M = TypeVar("_M", bound=BaseModel)
-# What is refused unread would else have to be read to its end before the connection could be used again.
-_CLOSE = {"Connection": "close"}
-
-
-class ClientGoneError(Exception):
-    """The client closed its connection; nobody reads an answer."""
 
 
 async def parse(request: Request, model: type[_M], most_bytes: int, seconds: float) -> _M:
@@ -34,21 +29,8 @@ async def parse(request: Request, model: type[_M], most_bytes: int, seconds: flo
     # Also what keeps a browser's form from reaching the service without the browser asking first.
     media = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media != "application/json":
-        raise HTTPException(415, "the body must be JSON: send `Content-Type: application/json`", _CLOSE)
-    length = request.headers.get("content-length", "0")
-    if int(length) > most_bytes:
-        raise _too_large(most_bytes)
-    received = bytearray()
-    try:
-        async with asyncio.timeout(seconds):
-            async for part in request.stream():
-                received += part
-                if len(received) > most_bytes:
-                    raise _too_large(most_bytes)
-    except TimeoutError:
-        raise HTTPException(408, f"the body did not come within {seconds:g} s", _CLOSE) from None
-    except ClientDisconnect:
-        raise ClientGoneError from None
+        raise HTTPException(415, "the body must be JSON: send `Content-Type: application/json`", CLOSE)
+    received = await read_body(request, most_bytes, seconds)
     try:
         return model.model_validate_json(received)
     except ValidationError as error:
@@ -79,15 +61,6 @@ async def within(request: Request, work: Coroutine[Any, Any, Response], seconds:
                 await working
 
 
-def gone(request: Request, error: Exception) -> Response:
-    """Stands in the log and the metrics for a request whose client left."""
-    return Response(status_code=CLIENT_CLOSED_REQUEST)
-
-
 async def _disconnected(request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         continue
-
-
-def _too_large(most_bytes: int) -> HTTPException:
-    return HTTPException(413, f"the body is larger than {most_bytes} bytes", _CLOSE)

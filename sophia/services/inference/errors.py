@@ -18,7 +18,7 @@ from starlette.types import Scope
 
 from sophia.embedding.scheduler import OverloadedError
 from sophia.errors import ConfigurationError, SophiaError, TemporaryError
-from sophia.services.inference.access import note
+from sophia.services.access import note
 from sophia.services.inference.generate import RefusedRequestError
 from sophia.services.web import Json
 
@@ -27,8 +27,6 @@ OPENAI_PREFIX = "/v1/"
 RETRY_SECONDS = 1
 # A body with a thousand faults is told the first of them.
 MOST_FAULTS = 20
-# As nginx has it: nobody reads this answer, but the log and the metrics show it.
-CLIENT_CLOSED_REQUEST = 499
 _CODES = {401: "invalid_api_key", 429: "rate_limit_exceeded"}
 
 

@@ -6,13 +6,13 @@ from collections.abc import Iterator
 from functools import partial
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
-from prometheus_client.core import GaugeMetricFamily, InfoMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
 from prometheus_client.registry import Collector
 from starlette.types import Scope
 
 from sophia.embedding.scheduler import Scheduler
+from sophia.services.access import note_of
 from sophia.services.engine_metrics import EngineCollector
-from sophia.services.inference.access import note_of
 from sophia.services.inference.models import Loading
 from sophia.services.web import method_label
 
@@ -40,10 +40,9 @@ class Metrics:
         """Count a request."""
         kept = note_of(scope)
         self._requests.labels(kept.route, method_label(scope), str(status)).observe(seconds)
-        if kept.texts:
-            self._texts.labels(kept.route).inc(kept.texts)
-        if kept.tokens:
-            self._tokens.labels(kept.route).inc(kept.tokens)
+        for counter, count in ((self._texts, kept.figures["texts"]), (self._tokens, kept.figures["tokens"])):
+            if count:
+                counter.labels(kept.route).inc(count)
 
     def text(self) -> bytes:
         """The exposition format."""
@@ -61,7 +60,8 @@ class _Engine(Collector):
         yield GaugeMetricFamily("sophia_inference_loaded", "1 once the models are loaded.", self._loading.done)
         if not self._loading.done:
             return
-        scheduler = self._loading.functions.scheduler
+        functions = self._loading.functions
+        scheduler = functions.scheduler
         yield InfoMetricFamily(
             "sophia_inference_model",
             "The embedding model.",
@@ -76,6 +76,13 @@ class _Engine(Collector):
         waiting.add_metric(("online",), scheduler.waiting("online"))
         waiting.add_metric(("bulk",), scheduler.waiting("bulk"))
         yield waiting
+        if functions.results is not None:
+            results = CounterMetricFamily(
+                "sophia_inference_results", "Answers asked of the cache of results.", labels=("route", "outcome")
+            )
+            for labels, count in sorted(functions.results.counted.items()):
+                results.add_metric(labels, count)
+            yield results
 
 
 def _embedders(loading: Loading) -> list[tuple[str, Scheduler]]:

@@ -7,7 +7,6 @@ import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from threading import Thread
-from typing import Any, TypeVar
 
 from sophia.catalog.models import EmbeddingModel, Precision
 from sophia.embedding import Embedder, Vectors
@@ -15,10 +14,11 @@ from sophia.embedding.base import Kind
 from sophia.embedding.scheduler import Lane, Scheduler
 from sophia.embedding.tokens import TextTokenizer
 from sophia.errors import ConfigurationError, SophiaError, TemporaryError
-from sophia.services.inference.errors import CrowdedError
 from sophia.services.inference.generate import Generator, load_generator
+from sophia.services.inference.results import Results, open_results
 from sophia.services.inference.sentiment import Sentiment, load_sentiment
 from sophia.services.inference.summarize import AbstractiveSummarizer, load_summarizer
+from sophia.services.inference.threads import OneThread
 from sophia.settings import Settings
 
 logger = logging.getLogger("sophia.inference")
@@ -26,44 +26,14 @@ LoadEmbedder = Callable[[EmbeddingModel, Precision, Settings], Embedder]
 # A request with more than this is bulk work: it would hold up the short ones.
 ONLINE_TEXTS = 32
 ONLINE_LENGTHS = 4
-# Requests that may wait for a function which takes one at a time.
-MOST_WAITING = 64
 # The tokens of fewer are counted at once: handing them to another thread takes longer. Not by what the model sees of
 # them: without spaces all of a text is tokenised, which takes tenths of a second.
 COUNT_INLINE_CHARS = 2_048
 CLOSE_SECONDS = 2.0
-_R = TypeVar("_R")
 
 
 class LoadingError(TemporaryError):
     """The models are not in memory yet."""
-
-
-class OneThread:
-    """Runs calls one after another in a thread, beside the event loop; what waits is bounded."""
-
-    def __init__(self, name: str) -> None:
-        self._name = name
-        self._waiting = 0
-        self._executor = ThreadPoolExecutor(1, thread_name_prefix=name)
-
-    async def run(self, call: Callable[..., _R], *arguments: Any) -> _R:
-        """The call's result. Cancelled while it waits, the call is never made.
-
-        Raises:
-            CrowdedError: too many wait.
-        """
-        if self._waiting >= MOST_WAITING:
-            raise CrowdedError(self._name, 1.0)
-        self._waiting += 1
-        try:
-            return await asyncio.get_running_loop().run_in_executor(self._executor, call, *arguments)
-        finally:
-            self._waiting -= 1
-
-    def close(self) -> None:
-        """Begin nothing more."""
-        self._executor.shutdown(wait=False, cancel_futures=True)
 
 
 class Functions:
@@ -72,7 +42,7 @@ class Functions:
     Attributes:
         model: the catalog's entry of the embedding model.
         scheduler: shares the embedder between requests.
-        sentiment, summarizer, generator: see their modules; None where nothing is configured.
+        sentiment, summarizer, generator, results: see their modules; None where nothing is configured.
         helper: thread of what is not the engine's: sentiment, sentences.
         writer: thread of the summarizer.
     """
@@ -84,12 +54,14 @@ class Functions:
         sentiment: Sentiment,
         summarizer: AbstractiveSummarizer | None,
         generator: Generator | None,
+        results: Results | None,
     ) -> None:
         self.model = model
         self.scheduler = scheduler
         self.sentiment = sentiment
         self.summarizer = summarizer
         self.generator = generator
+        self.results = results
         self.helper = OneThread("analysis")
         self.writer = OneThread("summaries")
         self._counter = ThreadPoolExecutor(1, thread_name_prefix="count")
@@ -115,6 +87,8 @@ class Functions:
         """Give up what nobody waits for any more, and free the models."""
         if self.generator is not None:
             await self.generator.close()
+        if self.results is not None:
+            self.results.close()
         self.helper.close()
         self.writer.close()
         self._counter.shutdown(wait=False, cancel_futures=True)
@@ -196,4 +170,5 @@ class Loading:
             embedder.engine.warm_up()
         scheduler = Scheduler(embedder, online_tokens=settings.online_tokens, bulk_tokens=settings.bulk_tokens)
         logger.info("model %s by %s is ready", model.name, embedder.backend)
-        return Functions(model, scheduler, sentiment, summarizer, generator)
+        depends = [scheduler.fingerprint, sentiment.name, summarizer.name if summarizer is not None else ""]
+        return Functions(model, scheduler, sentiment, summarizer, generator, open_results(self._settings, depends))

@@ -29,6 +29,7 @@ class Operation:
         example: a body, and what it is answered.
         streams: whether it may answer by server-sent events.
         unknown: whether it answers 404 to a name that it does not know.
+        kept: whether its answers are kept in Redis.
     """
 
     path: str
@@ -39,6 +40,7 @@ class Operation:
     example: tuple[dict[str, Any], dict[str, Any]]
     streams: bool = False
     unknown: bool = False
+    kept: bool = False
 
 
 def operations(settings: InferenceSettings, served: EmbeddingModel) -> list[Operation]:
@@ -73,6 +75,7 @@ def operations(settings: InferenceSettings, served: EmbeddingModel) -> list[Oper
                 {"text": "A wonderful day."},
                 {"model": "vader", "results": [{"label": "positive", "score": 0.57, "scores": _SCORES}]},
             ),
+            kept=True,
         ),
         Operation(
             "/classify",
@@ -88,6 +91,7 @@ def operations(settings: InferenceSettings, served: EmbeddingModel) -> list[Oper
                     "tokens": 27,
                 },
             ),
+            kept=True,
         ),
         Operation(
             "/summarize",
@@ -105,6 +109,7 @@ def operations(settings: InferenceSettings, served: EmbeddingModel) -> list[Oper
                     "tokens": 16,
                 },
             ),
+            kept=True,
         ),
         Operation(
             "/generate",

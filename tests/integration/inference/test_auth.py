@@ -12,8 +12,8 @@ import pytest
 
 from sophia.catalog import Catalog
 from sophia.errors import ConfigurationError
-from sophia.services.inference import auth
-from sophia.services.inference.auth import Tokens
+from sophia.services import bearer as tokens_module
+from sophia.services.inference.auth import tokens_of
 from sophia.services.inference.server import serve
 from sophia.settings import InferenceSettings, Settings
 from tests.embedders import HashEmbedder
@@ -94,8 +94,8 @@ def test_all_tokens_are_compared_by_hash_each_time(monkeypatch: pytest.MonkeyPat
         compared.append((known, presented))
         return known == presented
 
-    tokens = Tokens(InferenceSettings.model_validate({"tokens": f"{OLD},{NEW}"}))
-    monkeypatch.setattr(auth.hmac, "compare_digest", compare)
+    tokens = tokens_of(InferenceSettings.model_validate({"tokens": f"{OLD},{NEW}"}))
+    monkeypatch.setattr(tokens_module.hmac, "compare_digest", compare)
     for presented, accepted in ((OLD, True), (NEW, True), ("wrong", False)):
         assert tokens.accepts(presented.encode()) is accepted
     hashes = [hashlib.sha256(token.encode()).digest() for token in (OLD, NEW)]

@@ -16,9 +16,9 @@ import httpx
 import pytest
 
 from sophia.catalog import Catalog
-from sophia.services.inference import server
+from sophia.services import draining
+from sophia.services.draining import QUIET_SECONDS
 from sophia.services.inference.app import create_service
-from sophia.services.inference.server import QUIET_SECONDS
 from sophia.settings import Settings
 from tests.embedders import HashEmbedder
 from tests.inference import SLOW_VARIABLE, Process, answers, hashed, inference
@@ -98,7 +98,7 @@ def test_what_the_kernel_had_accepted_is_answered(
 ) -> None:
     """Connections of which the process knows nothing yet when it begins to end, since its loop was busy. They ask
     before the port is closed, or a moment after."""
-    drain = server._drain
+    drain = draining._drain
     late = [socket.socket() for _ in range(20)]
 
     def ask() -> None:
@@ -115,9 +115,9 @@ def test_what_the_kernel_had_accepted_is_answered(
             ending.servers = [Closing(each, threading.Timer(0.3, ask).start) for each in ending.servers]
         await drain(ending, service, listener)
 
-    monkeypatch.setattr(server, "_drain", drain_with_a_backlog)
+    monkeypatch.setattr(draining, "_drain", drain_with_a_backlog)
     # The moment that they get; over as soon as all are answered.
-    monkeypatch.setattr(server, "QUIET_SECONDS", 20.0)
+    monkeypatch.setattr(draining, "QUIET_SECONDS", 20.0)
     try:
         with inference(settings, catalog, hashed(HashEmbedder())):
             pass

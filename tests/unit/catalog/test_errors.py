@@ -192,6 +192,13 @@ EDITS: dict[str, tuple[str, str, str, str]] = {
         "metadata: {user_id: 1}",
         'catalog/indexes.yaml:8 index "memory": metadata: should be a valid array, got a mapping',
     ),
+    "more dimensions than the graph holds": (
+        "models.yaml",
+        "dimension: 384",
+        "dimension: 3072",
+        'catalog/indexes.yaml:2 index "memory": graph: a "full" graph of pgvector holds at most 2,000 dimensions, and '
+        'model "minilm" has 3,072; use "half" (up to 4,000) or "binary"',
+    ),
     "no such choice": (
         "indexes.yaml",
         "store: pgvector",

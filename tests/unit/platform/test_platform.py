@@ -15,7 +15,7 @@ from sophia.platform import PlatformSystems, Reconciler, Rendered, build_reconci
 from sophia.platform.exposure import exposures
 from sophia.platform.registry import build_reconcilers as build
 
-KINDS = ["secrets", "environments", "nodes", "cluster", "images", "services", "workflows", "frontends"]
+KINDS = ["secrets", "environments", "nodes", "cluster", "images", "services", "estuary", "workflows", "frontends"]
 
 
 def test_kinds_in_order_of_dependence(reconcilers: dict[str, Reconciler[Any]]) -> None:

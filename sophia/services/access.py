@@ -15,8 +15,9 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-logger = logging.getLogger("sophia.inference.access")
+logger = logging.getLogger("sophia.access")
 HEADER = "X-Request-Id"
+OTHER = "other"
 # Anything else could forge a log line or a header.
 _ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _NOTE = "sophia.note"
@@ -28,12 +29,16 @@ class Note:
 
     Attributes:
         route: its path. Those that do not exist share a label: they are the client's to choose, and have no bound.
+        figures: by name, in the order of the line.
     """
 
     id: str
     route: str
-    texts: int = 0
-    tokens: int = 0
+    figures: dict[str, int]
+
+    def add(self, name: str, count: int) -> None:
+        """Raise a figure."""
+        self.figures[name] += count
 
 
 def note_of(scope: Scope) -> Note:
@@ -47,15 +52,28 @@ def note(request: Request) -> Note:
     return note_of(request.scope)
 
 
+def among(paths: Collection[str]) -> Callable[[str], str]:
+    """The label of a path: itself if it is one of these."""
+    known = frozenset(paths)
+    return lambda path: path if path in known else OTHER
+
+
 class RequestIds:
     """Gives each request its note and each answer its id; while draining, each answer closes its connection.
 
     An exception that comes through has been logged and answered below; it ends here.
+
+    Args:
+        label: the route of a path.
+        figures: names of what a note counts.
     """
 
-    def __init__(self, app: ASGIApp, paths: Collection[str], draining: Callable[[], bool]) -> None:
+    def __init__(
+        self, app: ASGIApp, label: Callable[[str], str], figures: Collection[str], draining: Callable[[], bool]
+    ) -> None:
         self._app = app
-        self._paths = frozenset(paths)
+        self._label = label
+        self._figures = tuple(figures)
         self._draining = draining
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -64,8 +82,11 @@ class RequestIds:
             await self._app(scope, receive, send)
             return
         asked = Headers(scope=scope).get(HEADER, "")
-        route = scope["path"] if scope["path"] in self._paths else "other"
-        kept = Note(asked if _ID.fullmatch(asked) else uuid.uuid4().hex, route)
+        kept = Note(
+            asked if _ID.fullmatch(asked) else uuid.uuid4().hex,
+            self._label(scope["path"]),
+            dict.fromkeys(self._figures, 0),
+        )
         scope[_NOTE] = kept
         started = False
 
@@ -98,8 +119,7 @@ def log(scope: Scope, status: int, seconds: float) -> None:
                 "route": kept.route,
                 "status": status,
                 "ms": round(seconds * 1000, 2),
-                "texts": kept.texts,
-                "tokens": kept.tokens,
+                **kept.figures,
             }
         )
     )

@@ -1,0 +1,59 @@
+"""Whether what Estuary runs is what the catalog renders, asked of the control plane; changes nothing.
+
+`sophia estuary plan` compares the same by flowctl. Here nothing needs to be installed or filled in: where a rendered
+definition refers to a variable that is not set in this process, the published value is taken as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from sophia.catalog.models import Catalog, Environment
+from sophia.errors import TemporaryError
+from sophia.estuary.control import ControlPlane
+from sophia.estuary.discovery import discover
+from sophia.estuary.naming import prefix_of
+from sophia.estuary.observation import other_prefixes
+from sophia.estuary.plan import CatalogPlan, Models, compare
+from sophia.estuary.publish import rendered_models
+from sophia.estuary.references import filled, variables_in
+from sophia.settings import Settings
+
+
+def catalog_drift(
+    client: ControlPlane, catalog: Catalog, environment: Environment, settings: Settings, environ: Mapping[str, str]
+) -> CatalogPlan:
+    """The plan from what is published below the environment's prefix to what is rendered.
+
+    Raises:
+        CatalogError: the rendered tree breaks a rule of Estuary's.
+        SourceError: a source database that can be reached lacks a table.
+        TemporaryError, ConfigurationError: see `ControlPlane`; also if more is published than is read.
+    """
+    prefix = prefix_of(catalog, environment)
+    models, whole = client.published(prefix)
+    if not whole:
+        raise TemporaryError(f"Estuary has too many definitions below {prefix} to compare all of them")
+    others = other_prefixes(catalog, prefix)
+    live = {key: model for key, model in models.items() if not key[1].startswith(others)}
+    return compare(
+        as_published(rendered_models(catalog, environment, discover(catalog, settings).tables), live, environ), live
+    )
+
+
+def as_published(rendered: Models, live: Models, environ: Mapping[str, str]) -> dict[tuple[str, str], Any]:
+    """The rendered definitions with every variable filled in: from the environment, else as it is published."""
+    return {key: _with_published(filled(model, environ, partly=True), live.get(key)) for key, model in rendered.items()}
+
+
+def _with_published(rendered: Any, live: Any) -> Any:
+    if isinstance(rendered, str):
+        return live if variables_in(rendered) and isinstance(live, str) else rendered
+    if isinstance(rendered, dict):
+        names: Mapping[str, Any] = live if isinstance(live, dict) else {}
+        return {name: _with_published(item, names.get(name)) for name, item in rendered.items()}
+    if isinstance(rendered, list):
+        items = [*(live if isinstance(live, list) else ()), *[None] * len(rendered)]
+        return [_with_published(item, known) for item, known in zip(rendered, items, strict=False)]
+    return rendered
