@@ -7,7 +7,6 @@ definition refers to a variable that is not set in this process, the published v
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from sophia.catalog.models import Catalog, Environment
 from sophia.errors import TemporaryError
@@ -15,9 +14,9 @@ from sophia.estuary.control import ControlPlane
 from sophia.estuary.discovery import discover
 from sophia.estuary.naming import prefix_of
 from sophia.estuary.observation import other_prefixes
-from sophia.estuary.plan import CatalogPlan, Models, compare
+from sophia.estuary.plan import CatalogPlan, compare
 from sophia.estuary.publish import rendered_models
-from sophia.estuary.references import filled, variables_in
+from sophia.estuary.references import as_published
 from sophia.settings import Settings
 
 
@@ -40,20 +39,3 @@ def catalog_drift(
     return compare(
         as_published(rendered_models(catalog, environment, discover(catalog, settings).tables), live, environ), live
     )
-
-
-def as_published(rendered: Models, live: Models, environ: Mapping[str, str]) -> dict[tuple[str, str], Any]:
-    """The rendered definitions with every variable filled in: from the environment, else as it is published."""
-    return {key: _with_published(filled(model, environ, partly=True), live.get(key)) for key, model in rendered.items()}
-
-
-def _with_published(rendered: Any, live: Any) -> Any:
-    if isinstance(rendered, str):
-        return live if variables_in(rendered) and isinstance(live, str) else rendered
-    if isinstance(rendered, dict):
-        names: Mapping[str, Any] = live if isinstance(live, dict) else {}
-        return {name: _with_published(item, names.get(name)) for name, item in rendered.items()}
-    if isinstance(rendered, list):
-        items = [*(live if isinstance(live, list) else ()), *[None] * len(rendered)]
-        return [_with_published(item, known) for item, known in zip(rendered, items, strict=False)]
-    return rendered

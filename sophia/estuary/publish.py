@@ -25,7 +25,7 @@ from sophia.estuary.flow_schema import schema_problems
 from sophia.estuary.flowctl import Flowctl, write_private
 from sophia.estuary.naming import collection_name, prefix_of
 from sophia.estuary.plan import CatalogPlan, Key, Models, SpecChange, compare
-from sophia.estuary.references import filled, secret_variables, variables_in
+from sophia.estuary.references import as_published, filled, secret_variables, variables_in
 from sophia.estuary.tree import KINDS, read_tree
 
 ENVIRONMENTS: tuple[Environment, ...] = get_args(Environment)
@@ -102,10 +102,11 @@ def prepare(
     missing = {name for name in again if not any(_writes(model, name) for model in desired.values())}
     if missing:
         raise ConfigurationError(f"no capture of the catalog writes {', '.join(sorted(missing))}")
-    plain = {key: filled(model, environ, partly=True) for key, model in desired.items()}
     secrets = {secret.env for secret in catalog.secrets}
-    unset = {name for model in plain.values() for name in variables_in(model)} - secrets
-    return Prepared(environment, compare(plain, live), desired, live, tuple(sorted(unset)))
+    unset = {name for model in desired.values() for name in variables_in(model) if not environ.get(name)} - secrets
+    return Prepared(
+        environment, compare(as_published(desired, live, environ), live), desired, live, tuple(sorted(unset))
+    )
 
 
 def apply(

@@ -55,6 +55,28 @@ def _replaced(value: Any, environ: Mapping[str, str]) -> Any:
     return value
 
 
+def as_published(
+    rendered: Mapping[tuple[str, str], Any], live: Mapping[tuple[str, str], Any], environ: Mapping[str, str]
+) -> dict[tuple[str, str], Any]:
+    """The rendered definitions with every variable filled in: from the environment, else as it is published.
+
+    So what is not known here makes no difference in a comparison.
+    """
+    return {key: _with_published(filled(model, environ, partly=True), live.get(key)) for key, model in rendered.items()}
+
+
+def _with_published(rendered: Any, live: Any) -> Any:
+    if isinstance(rendered, str):
+        return live if variables_in(rendered) and isinstance(live, str) else rendered
+    if isinstance(rendered, dict):
+        names: Mapping[str, Any] = live if isinstance(live, dict) else {}
+        return {name: _with_published(item, names.get(name)) for name, item in rendered.items()}
+    if isinstance(rendered, list):
+        items = [*(live if isinstance(live, list) else ()), *[None] * len(rendered)]
+        return [_with_published(item, known) for item, known in zip(rendered, items, strict=False)]
+    return rendered
+
+
 def secret_variables(catalog: Catalog, value: Any) -> set[str]:
     """Those of the value's variables that the catalog knows as secrets."""
     return variables_in(value) & {secret.env for secret in catalog.secrets}

@@ -68,7 +68,7 @@ class EstuaryReconciler:
         from sophia.catalog.errors import CatalogError
         from sophia.estuary.plan import compare
         from sophia.estuary.publish import rendered_models
-        from sophia.estuary.references import filled
+        from sophia.estuary.references import as_published
 
         try:
             desired = rendered_models(self.catalog, entry.name)
@@ -77,7 +77,7 @@ class EstuaryReconciler:
             unsound = Observed.unknown(f"the rendered tree is not sound: {error.problems[0].message}")
             return make_plan(self.kind, entry.name, self.render(entry), unsound)
         environ = self.systems.environ or {}
-        plan = compare({key: filled(model, environ, partly=True) for key, model in desired.items()}, live)
+        plan = compare(as_published(desired, live, environ), live)
         changes = tuple(
             Change(
                 _ACTIONS[change.action],

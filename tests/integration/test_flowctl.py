@@ -224,6 +224,16 @@ def test_a_rotated_secret_is_published_on_request(
     assert config["headers"]["customHeaders"][0]["value"] == "Bearer the-next-token"
 
 
+def test_what_is_not_known_here_makes_no_difference(
+    published: Catalog, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A plan on a machine without the addresses and secrets shows what the catalog changed, and nothing else."""
+    for name in ("SOPHIA_ESTUARY_APP_ADDRESS", "SOPHIA_ESTUARY_APP_PASSWORD", "SOPHIA_ESTUARY_INTAKE_URL"):
+        monkeypatch.delenv(name, raising=False)
+    assert published.specs
+    assert actions(run) == {}
+
+
 def test_what_is_missing_is_said(estuary: Catalog, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SOPHIA_ESTUARY_APP_ADDRESS")
     monkeypatch.delenv("SOPHIA_ESTUARY_APP_PASSWORD")
