@@ -72,7 +72,9 @@ def _with_published(rendered: Any, live: Any) -> Any:
         names: Mapping[str, Any] = live if isinstance(live, dict) else {}
         return {name: _with_published(item, names.get(name)) for name, item in rendered.items()}
     if isinstance(rendered, list):
-        items = [*(live if isinstance(live, list) else ()), *[None] * len(rendered)]
+        # Triggers are a list as we render them, and come back with a name each.
+        present = live if isinstance(live, list) else live.values() if isinstance(live, dict) else ()
+        items = [*present, *[None] * len(rendered)]
         return [_with_published(item, known) for item, known in zip(rendered, items, strict=False)]
     return rendered
 
