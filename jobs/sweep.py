@@ -48,6 +48,7 @@ def build_estuary_sweep_job(catalog: Catalog, executor: dg.ExecutorDefinition) -
                 "deleted": swept.deleted,
                 "refreshed": swept.refreshed,
                 "left": swept.left,
+                "unread": swept.unread,
             }
         )
 

@@ -145,7 +145,9 @@ def erase(
     params = {"collection_id": int(row[0]), "key": key, "key_hash": key_hash(key)}
     for cache in caches:
         cache.check()
-    finish_drops(connection, stores)
+    # Of this collection only: what is left of another one's version, in a store that is away, has none of its texts.
+    for (name,) in connection.execute(Q["index_names"], params).fetchall():
+        finish_drops(connection, stores, name=name)
     with connection.transaction():
         clock, removed, deleted, versions = _remove(connection, collection, params, force, stores)
         failpoint("erase.before_commit")

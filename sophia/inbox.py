@@ -397,6 +397,8 @@ def _lacks(change: Change, name: str) -> bool:
 
 def _joined(base: dict[str, Any] | str, body: dict[str, Any] | str) -> dict[str, Any] | str:
     """The columns of both, those of `body` first in rank. Texts are joined as they are, so that no digit is lost."""
+    if not body:
+        return base
     if isinstance(body, dict):
         return (json.loads(base) if isinstance(base, str) else base) | body
     text = base if isinstance(base, str) else _encode(base)

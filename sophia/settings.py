@@ -21,6 +21,8 @@ from sophia.errors import SettingsError
 
 PREFIX = "SOPHIA_"
 Profile = Literal["local", "cluster"]
+# Where a token may go without TLS.
+LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 
 
 class _Group(BaseModel):
@@ -203,7 +205,7 @@ class EstuarySettings(_Group):
     @field_validator("url")
     @classmethod
     def _token_stays_secret(cls, value: str) -> str:
-        if value.startswith("http://") and urlsplit(value).hostname not in ("127.0.0.1", "localhost", "::1"):
+        if value.startswith("http://") and urlsplit(value).hostname not in LOOPBACK:
             raise ValueError("must be https: a token goes with every question")
         return value
 

@@ -24,6 +24,7 @@ from sophia.capture.source import columns
 from sophia.capture.values import SESSION_OPTIONS
 from sophia.database.connect import connect
 from sophia.documents import Change, Clock, Key, Origin
+from sophia.errors import DocumentError
 from sophia.failpoints import failpoint
 
 logger = logging.getLogger("sophia.capture")
@@ -57,16 +58,28 @@ def reread(
                 keys = wanted.get(table.collection, ())
                 if keys:
                     clock = Clock(table.generation, point, 0)
-                    changes = _read(source, table, keys, clock)
+                    changes = _readable(source, table, keys, clock)
                     with own.transaction():
                         inbox.accept(own, table.collection, changes)
-                        inbox.resolve(own, table.collection, keys, clock)
+                        inbox.resolve(own, table.collection, [change.key for change in changes], clock)
                         failpoint("capture.reread.before_commit")
                     failpoint("capture.reread.after_commit")
                     count += len(changes)
                     logger.info("read %d rows of %s again", len(changes), table.qualified)
             source.rollback()
     return count
+
+
+def _readable(source: Connection, table: CapturedTable, keys: Sequence[Key], clock: Clock) -> list[Change]:
+    """`_read` without the rows that cannot be read: these stay incomplete, and hold up no others."""
+    try:
+        return _read(source, table, keys, clock)
+    except DocumentError as error:
+        if len(keys) == 1:
+            logger.warning("a row of %s cannot be read again: %s", table.qualified, error)
+            return []
+        half = len(keys) // 2
+        return [change for some in (keys[:half], keys[half:]) for change in _readable(source, table, some, clock)]
 
 
 def _read(source: Connection, table: CapturedTable, keys: Sequence[Key], clock: Clock) -> list[Change]:

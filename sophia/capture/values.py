@@ -5,7 +5,7 @@ digits); timestamps are RFC 3339 in UTC, dates ISO 8601; bytea is base64; json i
 else (intervals, ranges, enums, …) is its text. psycopg's own loaders do the parsing.
 
 What the type `json` takes and no text or `jsonb` can hold (the character U+0000, half a surrogate pair) becomes
-U+FFFD, and a number beyond a float's range a string.
+U+FFFD, and a number beyond a float's range, or of more digits than `jsonb` has, a string.
 
 Sessions that read values set `SESSION_OPTIONS`, so that the text does not depend on the server's defaults.
 """
@@ -44,6 +44,8 @@ _PARSED = frozenset(
 _JSON = frozenset(oid for name in _JSON_NAMES for oid in (types[name].oid, types[name].array_oid))
 _TEXT_ARRAY = types["text"].array_oid
 _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
+# An integer of `jsonb` has at most 131,072 digits.
+_MOST_BITS = 435_411
 _TRANSFORMER = Transformer()
 
 
@@ -51,7 +53,7 @@ _TRANSFORMER = Transformer()
 def converter(type_oid: int) -> Callable[[bytes], Any]:
     """A function from a value's text (UTF-8 bytes) to its JSON value.
 
-    The function raises DocumentError for bytes that are not UTF-8.
+    The function raises DocumentError for bytes that are not UTF-8, and for json that is nested too deep to be read.
     """
     info = types.get(type_oid)
     if info is not None and type_oid == info.array_oid and info.delimiter == ",":
@@ -69,6 +71,8 @@ def converter(type_oid: int) -> Callable[[bytes], Any]:
         except (DataError, ValueError, OverflowError):
             # A value that Python has no type for, such as the timestamp 'infinity' or the year 20000.
             return _decode(raw)
+        except RecursionError:
+            raise DocumentError("a json value is nested too deep to be read") from None
 
     return convert
 
@@ -87,6 +91,8 @@ def _storable(value: Any) -> Any:
             return _UNSTORABLE.sub("\ufffd", value)
         case float():
             return to_json(value)
+        case int() if value.bit_length() > _MOST_BITS:
+            return str(value)
         case list():
             return [_storable(item) for item in value]
         case dict():

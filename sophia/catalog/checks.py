@@ -59,6 +59,7 @@ def check(entries: Sequence[Located]) -> list[Problem]:
     problems += _shared_variables(valid)
     problems += _shared_paths(valid)
     problems += _captured_twice(valid)
+    problems += _shared_estuary_names(valid)
     for located in valid:
         match located.entry:
             case Service():
@@ -190,6 +191,17 @@ def _captured_twice(valid: Iterable[Located]) -> Iterator[Problem]:
                 # Clocks of two captures are not comparable: an older row could win.
                 text = f'bindings[{number}].collection: capture "{first}" writes "{binding.collection}" already'
                 yield located.problem("conflict", text, ("bindings", number, "collection"))
+
+
+def _shared_estuary_names(valid: Iterable[Located]) -> Iterator[Problem]:
+    """A delivery names its collection by that alone."""
+    owner: dict[str, str] = {}
+    for located in valid:
+        if isinstance(located.entry, Collection):
+            first = owner.setdefault(located.entry.estuary, located.entry.name)
+            if first != located.entry.name:
+                text = f'estuary: {located.entry.estuary} is already the name of collection "{first}"'
+                yield located.problem("conflict", text, ("estuary",))
 
 
 def _capture(located: Located, capture: EstuaryCapture, known: Known) -> Iterator[Problem]:

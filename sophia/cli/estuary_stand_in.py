@@ -192,11 +192,12 @@ def sweep(
                 "deleted": swept.deleted,
                 "refreshed": swept.refreshed,
                 "left": swept.left,
+                "unread": swept.unread,
             }
         )
         return
     verb = "would be " if dry_run else ""
     typer.echo(
         f"{swept.looked_at:,} documents verified against the source: {swept.deleted:,} {verb}deleted, "
-        f"{swept.refreshed:,} {verb}taken anew, {swept.left:,} left"
+        f"{swept.refreshed:,} {verb}taken anew, {swept.left:,} left, {swept.unread:,} unreadable"
     )

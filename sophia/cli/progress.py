@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 import typer
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from sophia.indexing.watch import RepairProgress
 
 
@@ -21,7 +23,7 @@ def repair_shown(*, quiet: bool) -> Iterator[Callable[[RepairProgress], None] | 
     if quiet:
         yield None
     elif console.is_terminal and not console.is_dumb_terminal:
-        with _bar() as update:
+        with _bar(console) as update:
             yield update
     else:
         from sophia.embedding.progress import Lines
@@ -31,7 +33,7 @@ def repair_shown(*, quiet: bool) -> Iterator[Callable[[RepairProgress], None] | 
 
 
 @contextmanager
-def _bar() -> Iterator[Callable[[RepairProgress], None]]:
+def _bar(console: Console) -> Iterator[Callable[[RepairProgress], None]]:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
     columns = (
@@ -40,7 +42,7 @@ def _bar() -> Iterator[Callable[[RepairProgress], None]]:
         MofNCompleteColumn(),
         TextColumn("{task.fields[figures]}"),
     )
-    with Progress(*columns, transient=True) as progress:
+    with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task("", total=None, figures="")
 
         def update(step: RepairProgress) -> None:

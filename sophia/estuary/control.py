@@ -1,4 +1,6 @@
-"""A client of Estuary's control plane: metrics, active alerts, published specs and their state. It only reads.
+"""A client of Estuary's control plane: metrics, alerts, published specs and their state, tokens to read journals.
+
+It only reads.
 
 Bounded whatever the other side does: a question ends after `timeout_seconds` with all its repetitions, all questions of
 one client after `LOOK_SECONDS`, an answer at `max_response_bytes`, a list after so many pages. What passes by itself
@@ -10,7 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from time import monotonic, sleep
+from time import monotonic, sleep, time
 from typing import Any, TypeVar
 
 import httpx
@@ -26,7 +28,16 @@ from tenacity import (
 )
 
 from sophia.errors import ConfigurationError, TemporaryError
-from sophia.estuary.control_shapes import ALERTS, LIVE_SPECS, MODELS, Alert, LiveSpec, TaskStatus, plain
+from sophia.estuary.control_shapes import (
+    ALERTS,
+    LIVE_SPECS,
+    MODELS,
+    Alert,
+    Authorization,
+    LiveSpec,
+    TaskStatus,
+    plain,
+)
 from sophia.estuary.metrics_text import Metrics, parse_metrics
 from sophia.retry_after import asked_pause
 from sophia.settings import EstuarySettings
@@ -38,7 +49,7 @@ ALERT_PAGE, MOST_ALERT_PAGES = 100, 5
 SPEC_PAGE, MOST_SPEC_PAGES = 100, 10
 # Names go into the address of a status request.
 STATUS_PAGE = 50
-_RETRIED = frozenset({408, 425, 429, 500, 502, 503, 504})
+RETRIED = frozenset({408, 425, 429, 500, 502, 503, 504})
 _CONTROL_CHARACTERS = re.compile(r"[\x00-\x1f\x7f]")
 _backoff = wait_random_exponential(multiplier=0.2, max=3)
 ShapeT = TypeVar("ShapeT", bound=BaseModel)
@@ -150,6 +161,27 @@ class ControlPlane:
                 found[status.name] = status
         return [found[name] for name in names if name in found]
 
+    def authorize(self, collection: str) -> Authorization:
+        """Where a collection's journals are, and a token that may read them for an hour.
+
+        Raises:
+            ConfigurationError: also if the token may not read the collection, or there is none of that name.
+        """
+        question = {"collection": collection, "capability": "read", "startedUnix": 0}
+
+        def once() -> Authorization:
+            body = self._send("authorization", "POST", "/authorize/user/collection", json=question)
+            granted = _shape("authorization", Authorization, _json("authorization", body))
+            if granted.retry_millis:
+                # Its view of who may what is not new enough yet.
+                question["startedUnix"] = question["startedUnix"] or int(time())
+                raise EstuaryAwayError(
+                    "Estuary's authorization: it cannot say yet; try again later", granted.retry_millis / 1000
+                )
+            return granted
+
+        return self._again(once)
+
     def _graphql(self, what: str, query: str, variables: Mapping[str, Any]) -> Any:
         """The field `what` of the answer's data; asked again while Estuary says that it cannot now."""
 
@@ -177,7 +209,7 @@ class ControlPlane:
         return Retrying(
             retry=retry_if_exception_type(EstuaryAwayError),
             stop=stop_after_attempt(ATTEMPTS) | stop_before_delay(limit),
-            wait=_pause,
+            wait=next_pause,
             sleep=sleep,
             reraise=True,
         )(once)
@@ -193,8 +225,10 @@ class ControlPlane:
             ) as response:
                 body = self._read(what, response)
         except httpx.TransportError as error:
-            raise EstuaryAwayError(f"Estuary's {what}: {self._settings.url} does not answer: {_kind(error)}") from error
-        if response.status_code in _RETRIED:
+            raise EstuaryAwayError(
+                f"Estuary's {what}: {self._settings.url} does not answer: {kind_of(error)}"
+            ) from error
+        if response.status_code in RETRIED:
             raise EstuaryAwayError(
                 f"Estuary's {what}: it answers {response.status_code}; it is asked again later",
                 asked_pause(response.headers.get("Retry-After")),
@@ -222,7 +256,7 @@ class ControlPlane:
         return b"".join(parts)
 
 
-def _pause(state: RetryCallState) -> float:
+def next_pause(state: RetryCallState) -> float:
     """Seconds until the next attempt: what Estuary asks for, else a random and growing time."""
     error = state.outcome.exception() if state.outcome is not None else None
     if isinstance(error, EstuaryAwayError) and error.pause is not None:
@@ -230,7 +264,7 @@ def _pause(state: RetryCallState) -> float:
     return _backoff(state)
 
 
-def _kind(error: Exception) -> str:
+def kind_of(error: Exception) -> str:
     """What went wrong, without the address that httpx may put into its text."""
     return "timed out" if isinstance(error, httpx.TimeoutException) else type(error).__name__
 

@@ -10,7 +10,7 @@ import re
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import AliasPath, BaseModel, BeforeValidator, ConfigDict, Field, field_validator
+from pydantic import AliasPath, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 from pydantic.alias_generators import to_camel
 
 # Estuary's API ignores `first` where no cursor is given and pages alerts backwards, the newest first; the next page is
@@ -56,6 +56,9 @@ query Models($prefix: Prefix!, $first: Int!, $after: String) {
 LONGEST_TEXT = 500
 _EMAIL = re.compile(r"[^\s@<>\"'(),;:]+@[^\s@<>\"'(),;:/]+")
 _CREDENTIALS = re.compile(r"(?<=://)[^\s/@]+@|\beyJ[\w.-]{20,}|(?i:bearer)\s+\S+")
+
+# What may go into a header or an address.
+_PRINTABLE = r"^[\x21-\x7e]*$"
 
 CatalogType = Literal["capture", "collection", "materialization", "test"]
 Health = Literal["OK", "WARNING", "ERROR", "TASK_DISABLED", "UNKNOWN"]
@@ -148,3 +151,23 @@ class TaskStatus(BaseModel):
     @classmethod
     def _own_words(cls, value: Any) -> Any:
         return None if value is None else plain(value)
+
+
+class Authorization(BaseModel):
+    """What reads the journals of a collection: where, by which token, and what their names begin with.
+
+    `retry_millis` other than 0: there is no answer yet; ask again after so long.
+    """
+
+    model_config = ConfigDict(frozen=True, alias_generator=to_camel, hide_input_in_errors=True)
+
+    broker_address: str = Field("", pattern=_PRINTABLE)
+    broker_token: str = Field("", pattern=_PRINTABLE, repr=False)
+    journal_name_prefix: str = ""
+    retry_millis: int = Field(0, ge=0)
+
+    @model_validator(mode="after")
+    def _whole(self) -> Authorization:
+        if not self.retry_millis and not (self.broker_address and self.broker_token and self.journal_name_prefix):
+            raise ValueError("an authorization without address, token or prefix")
+        return self

@@ -7,7 +7,7 @@ the one that Sophia's catalog renders for it (`sophia.estuary.catalog`).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 
 import msgspec
 import psycopg
@@ -30,7 +30,7 @@ class CommitEvent:
 
     Attributes:
         collections: full Estuary names, in order.
-        published_at_min, published_at_max: of its documents.
+        published_at_min, published_at_max: of its documents, in UTC.
     """
 
     materialization: str
@@ -70,12 +70,11 @@ def read_event(body: bytes | bytearray) -> CommitEvent:
         )
     if payload.published_at_min.tzinfo is None or payload.published_at_max.tzinfo is None:
         raise DocumentError("a time of the event has no time zone")
-    return CommitEvent(
-        payload.materialization,
-        tuple(sorted(set(payload.collections))),
-        payload.published_at_min,
-        payload.published_at_max,
-    )
+    try:
+        first, last = payload.published_at_min.astimezone(UTC), payload.published_at_max.astimezone(UTC)
+    except OverflowError:
+        raise DocumentError("a time of the event lies outside of the years 1 to 9999") from None
+    return CommitEvent(payload.materialization, tuple(sorted(set(payload.collections))), first, last)
 
 
 def record_event(connection: Connection, event: CommitEvent) -> None:

@@ -48,6 +48,7 @@ class Taken:
 
     Attributes:
         bodies: of each body how many documents it had, and how many entries were parked of it.
+        changed: keys whose documents changed, counted by call of the inbox.
         duplicates: documents that were there already.
         stale: documents that are older than what was there, or void.
         rejected: digests of what was parked.
@@ -55,6 +56,7 @@ class Taken:
     """
 
     bodies: list[tuple[int, int]] = field(default_factory=list)
+    changed: int = 0
     duplicates: int = 0
     stale: int = 0
     rejected: set[bytes] = field(default_factory=set)
@@ -179,6 +181,7 @@ class _Transaction:
         failpoint("intake.after_commit")
         for newest, cursors in self._sent:
             changed = sum(row[0] for cursor in cursors if (row := cursor.fetchone()))
+            self._taken.changed += changed
             if changed < len(newest):
                 self._count(connection, locked, newest, changed)
         return self._taken

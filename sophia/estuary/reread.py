@@ -16,14 +16,13 @@ is, since that document was published, so committed, before the row was read:
   arrives. It may show an older state for a moment; the last change of the key follows it and is the row.
 
 A document that arrives between the look and the writing outranks what was read; the request then stays for another
-look. So the key is right at rest. A row that is gone becomes a delete at the same clock. The source must be the
-primary.
+look. So the key is right at rest. A row that is gone becomes a delete at the same clock. A row that is there and cannot
+be read is tried again and again, holds up no other, and its key counts as incomplete. The source must be the primary.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
 from threading import Event
 
 import psycopg
@@ -34,7 +33,7 @@ from sophia.catalog import Catalog
 from sophia.catalog.models import Collection
 from sophia.database.connect import Database
 from sophia.documents import Change, Clock, Key
-from sophia.errors import DocumentError, SophiaError
+from sophia.errors import SophiaError, SourceError
 from sophia.estuary.source_rows import Q, SourceRows, estuary_collections, source_url
 from sophia.failpoints import failpoint
 from sophia.settings import Settings
@@ -83,7 +82,7 @@ class Rereader:
                         self.ready.set()
                         stop.wait(PAUSE_SECONDS if faults else self._poll_seconds)
             except (SophiaError, psycopg.Error) as error:
-                logger.warning("rows cannot be read again, trying later: %s", str(error).strip())
+                logger.warning("rows cannot be read again, trying later: %s", _told(error))
                 stop.wait(PAUSE_SECONDS)
 
     def _look(self, own: Connection, stop: Event) -> int:
@@ -98,7 +97,7 @@ class Rereader:
                 if own.broken:
                     raise
                 faults += 1
-                logger.warning("rows of %s cannot be read again: %s", collection.name, str(error).strip())
+                logger.warning("rows of %s cannot be read again: %s", collection.name, _told(error))
         return faults
 
 
@@ -106,7 +105,7 @@ def reread_collection(own: Connection, collection: Collection, url: str, limit: 
     """Answer at most `limit` requests of each kind for one collection. Returns how many were answered.
 
     Raises:
-        SourceError: the source's table cannot be read.
+        SourceError: the source's table cannot be read, or some of its rows, behind the commit of the others.
         TemporaryError: the source does not answer.
     """
     row = own.execute(Q["collection"], {"name": collection.name}).fetchone()
@@ -121,10 +120,16 @@ def reread_collection(own: Connection, collection: Collection, url: str, limit: 
         return 0
     assert collection.table is not None  # noqa: S101 - a source URL is only given with a table
     with SourceRows(url, collection.table, collection.key or key_fields) as rows:
-        changes = _changes(rows, wanted)
+        found = rows.read(list(wanted))
+    unreadable = rows.unreadable
+    changes = [verified_change(key, clock, found.get(key)) for key, clock in wanted.items() if key not in unreadable]
     written = {change.key: change.clock for change in changes}
+    requests = [request for request in requests if request[0] in written]
     with own.transaction():
-        inbox.accept(own, collection.name, changes)
+        inbox.accept(own, collection.name, [*changes, *(_distrusted(key, wanted[key]) for key in unreadable)])
+        for key, reason in unreadable.items():
+            told = f"its row in the source cannot be read, change it there: {reason}"
+            inbox.park(own, collection.name, key, stage="inbox", reason=told, clock=wanted[key])
         for change in changes:
             inbox.resolve(own, collection.name, [change.key], change.clock)
         own.execute(
@@ -139,6 +144,10 @@ def reread_collection(own: Connection, collection: Collection, url: str, limit: 
         failpoint("estuary.reread.before_commit")
     failpoint("estuary.reread.after_commit")
     logger.info("read %d rows of %s again", len(changes), collection.name)
+    if unreadable:
+        raise SourceError(
+            f"{collection.table}: {len(unreadable)} rows cannot be read; `sophia dead-letters` lists them: change them"
+        )
     return len(changes)
 
 
@@ -153,9 +162,11 @@ def _after(clock: Clock) -> Clock:
     return clock._replace(ordinal=clock.ordinal + 1)
 
 
-def _changes(rows: SourceRows, wanted: Mapping[Key, Clock]) -> list[Change]:
-    try:
-        found = rows.read(list(wanted))
-    except DocumentError as error:
-        raise SophiaError(f"a row cannot be read: {error}") from error
-    return [verified_change(key, clock, found.get(key)) for key, clock in wanted.items()]
+def _distrusted(key: Key, clock: Clock) -> Change:
+    """Nothing that was delivered of the key before the request is trusted; no change where it is done already."""
+    return Change(key, "u", clock, {}, complete=False, missing=(inbox.WHOLE_ROW,), snapshot=True)
+
+
+def _told(error: SophiaError | psycopg.Error) -> str:
+    """Why, without the server's words: they may quote a value."""
+    return f"{type(error).__name__} (SQLSTATE {error.sqlstate})" if isinstance(error, psycopg.Error) else str(error)

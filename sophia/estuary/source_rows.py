@@ -2,7 +2,8 @@
 
 Invariants: a row is found by comparing keys in the column's own type, never by their JSON text, of which there may be
 several for one value; it is given back under the key that was asked for; its values have the same JSON forms as the
-documents. A key that its column's type cannot read belongs to no row.
+documents. A key that its column's type cannot read belongs to no row. A row that is there and cannot be read, or that
+row security would hide, is never taken for one that is gone.
 
 The server must be the primary that Estuary captures from: a replica that lags would answer with older rows.
 """
@@ -26,12 +27,15 @@ from sophia.catalog import Catalog
 from sophia.catalog.models import Collection
 from sophia.database.connect import connect
 from sophia.documents import Key
-from sophia.errors import ConfigurationError, SourceError
+from sophia.errors import ConfigurationError, DocumentError, SourceError, TemporaryError
 from sophia.estuary.source_postgres import describe_table
 from sophia.settings import Settings
 
 Connection = psycopg.Connection[TupleRow]
 Q = sql.load("estuary_rows")
+# Row security must fail a query, not hide rows from it. A table that is being altered is not waited for without end:
+# others are read meanwhile, and the process can stop.
+_OPTIONS = f"{SESSION_OPTIONS} -c row_security=off -c lock_timeout=5s"
 _NUMBER = "sophia_number"
 _INT4 = 23
 
@@ -87,13 +91,17 @@ class SourceRows:
         table: `schema.name`.
         key_fields: the collection's key columns; the table's own key if empty.
 
+    Attributes:
+        unreadable: keys whose rows could not be read, by why; `read` left them out.
+
     Raises:
         SourceError: the table does not exist, or has other columns than the key.
         TemporaryError: the server does not answer.
     """
 
     def __init__(self, url: str, table: str, key_fields: Sequence[str]) -> None:
-        self._connection = connect(url, "sophia-estuary-rows", options=SESSION_OPTIONS)
+        self.unreadable: dict[Key, str] = {}
+        self._connection = connect(url, "sophia-estuary-rows", options=_OPTIONS)
         try:
             inspect_server(self._connection)
             self._table = describe_table(self._connection, table)
@@ -118,22 +126,44 @@ class SourceRows:
         self._connection.close()
 
     def read(self, keys: Sequence[Key]) -> dict[Key, dict[str, Any]]:
-        """The rows of these keys as they are committed now; a key without a row is absent.
+        """The rows of these keys as they are committed now; a key without a row is absent, or in `unreadable`.
 
         Raises:
+            SourceError: row security hides rows from the DSN's role.
+            TemporaryError: the table is locked.
             psycopg.Error: the rows cannot be read.
-            DocumentError: a value cannot be read.
         """
         if not keys:
             return {}
         try:
             return self._read(keys)
+        except psycopg.errors.InsufficientPrivilege as error:
+            raise SourceError(
+                f"{self._table.qualified}: its rows may not be read, or row security hides some; let the role of the "
+                "DSN SELECT them and give it BYPASSRLS"
+            ) from error
+        except psycopg.errors.LockNotAvailable as error:
+            raise TemporaryError(f"{self._table.qualified}: is locked, perhaps by an ALTER TABLE; try later") from error
+        except (psycopg.DataError, DocumentError) as error:
+            if len(keys) > 1:
+                half = len(keys) // 2
+                return self.read(keys[:half]) | self.read(keys[half:])
+            if isinstance(error, DocumentError):
+                self.unreadable[keys[0]] = str(error)
+            elif self._fits(keys[0]):
+                self.unreadable[keys[0]] = f"SQLSTATE {error.sqlstate}"
+            return {}
+
+    def _fits(self, key: Key) -> bool:
+        """Whether a key is of its columns' types."""
+        values = self._key_values(key)
+        if values is None:
+            return False
+        try:
+            self._connection.execute(composed.SQL("SELECT ") + composed.SQL(", ").join(self._literals(values)))
         except psycopg.DataError:
-            # One of the keys is not of its column's type.
-            if len(keys) == 1:
-                return {}
-            half = len(keys) // 2
-            return self.read(keys[:half]) | self.read(keys[half:])
+            return False
+        return True
 
     def _read(self, keys: Sequence[Key]) -> dict[Key, dict[str, Any]]:
         wanted = [(number, values) for number, key in enumerate(keys) if (values := self._key_values(key)) is not None]

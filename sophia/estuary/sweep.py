@@ -5,9 +5,9 @@ were combined into one document only the first tells its old key. The webhook ne
 ended, so a person or a job starts the sweep.
 
 Invariants: a document is deleted only after its row was looked for in the source and is not there; a row that is there
-is left, or taken as it is now if the document differs. What is written bears the document's own clock with a higher
-ordinal, for the reason that `sophia.estuary.reread` gives, so it never outranks a later delivery. It may be
-interrupted and started again.
+is left, or taken as it is now if the document differs; one that cannot be read is left. What is written bears the
+document's own clock with a higher ordinal, for the reason that `sophia.estuary.reread` gives, so it never outranks a
+later delivery. It may be interrupted and started again.
 """
 
 from __future__ import annotations
@@ -36,12 +36,17 @@ BATCH = 500
 
 @dataclass(slots=True)
 class Swept:
-    """What a sweep found: documents looked at, orphans deleted, rows taken anew, rows left as they were."""
+    """What a sweep found: documents looked at, orphans deleted, rows taken anew, rows left as they were.
+
+    Attributes:
+        unread: rows that are there and cannot be read; they were left too.
+    """
 
     looked_at: int = 0
     deleted: int = 0
     refreshed: int = 0
     left: int = 0
+    unread: int = 0
 
 
 def sweep(
@@ -65,7 +70,7 @@ def sweep(
     Raises:
         ConfigurationError: the collection is not fed by Estuary, nothing was delivered for it yet, or there is no DSN
             of its source.
-        SourceError: the source's table cannot be read.
+        SourceError: the source's table cannot be read, or row security hides rows of it.
         TemporaryError: the source does not answer.
     """
     collection = catalog.collection(name)
@@ -91,6 +96,9 @@ def sweep(
             changes: list[Change] = []
             for key, clock, body in suspects:
                 actual = found.get(key)
+                if key in rows.unreadable:
+                    swept.unread += 1
+                    continue
                 if actual is None:
                     swept.deleted += 1
                 elif actual == body:

@@ -24,7 +24,7 @@ from psycopg.rows import TupleRow
 
 from sophia import sql
 from sophia.documents import Clock, Key, bucket_of
-from sophia.errors import TemporaryError, UnreachableError
+from sophia.errors import UnreachableError
 from sophia.failpoints import failpoint
 from sophia.indexing import records
 from sophia.indexing.batch import Figures, Row
@@ -203,7 +203,6 @@ class ExternalWrites:
     ) -> None:
         """`begin` in one transaction, `send` outside of any, `end` in another one, under the shards' leases."""
         with turn(connection, names):
-            started = time.monotonic()
             with connection.transaction():
                 ours = lease.check(connection) if lease is not None else None
                 taken = take(connection, names, self._version.label, self.lease_seconds)
@@ -213,11 +212,7 @@ class ExternalWrites:
             failpoint("external.pending")
             under_way = False
             try:
-                if time.monotonic() - started > MARGIN_SECONDS:
-                    raise TemporaryError(
-                        f"{self._version.label}: this process was halted for so long that a write might outlast its "
-                        "lease; it is tried again"
-                    )
+                taken.refuse_halted()
                 under_way = True
                 outcome = send(given)
                 under_way = False

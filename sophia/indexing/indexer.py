@@ -8,7 +8,7 @@ and passes and transactions are short while live changes come in. What takes a s
 nearest-neighbour index, is done aside. When neither lane has work, the continuous verification takes a step
 (`sophia.indexing.scan`), no longer than a bulk transaction.
 
-A store outside of the database that is away makes only its own lanes wait (`sophia.indexing.lane`).
+A store outside of the database that is away, or refuses us, makes only its own lanes wait (`sophia.indexing.lane`).
 
 One indexer writes a version's live lane, by its lease; a second one stands by and takes over when the first is gone.
 """
@@ -28,16 +28,17 @@ from sophia.catalog import Catalog
 from sophia.catalog.models import Index
 from sophia.database.connect import Database
 from sophia.embedding import Embedder, load_embedder
-from sophia.errors import BusyError, ConfigurationError, FencedError, TemporaryError
+from sophia.errors import BusyError, ConfigurationError, FencedError, SophiaError, TemporaryError
 from sophia.indexing.backends import admit
 from sophia.indexing.batch import Figures, Row
+from sophia.indexing.beginning import begin_version
 from sophia.indexing.building import IndexBuilder
 from sophia.indexing.lane import Lane, Observe
 from sophia.indexing.leases import Lease
 from sophia.indexing.provenance import register_run
-from sophia.indexing.publication import settle
+from sophia.indexing.publication import settle, unsettled_kinds
 from sophia.indexing.repair import mend, repair_shard
-from sophia.indexing.versions import IndexVersion, active_versions, ensure_version, local_indexes, require_model
+from sophia.indexing.versions import IndexVersion, active_versions, local_indexes, require_model
 from sophia.indexing.writer import TRANSACTION_SECONDS
 from sophia.settings import Settings
 from sophia.stores import Stores
@@ -151,10 +152,7 @@ class Indexer:
         self._next_try = now + TRY_AGAIN_SECONDS
         for name, index in list(self._unmade.items()):
             try:
-                # Together, so that no version is ever without its store.
-                with connection.transaction():
-                    version = ensure_version(connection, self._catalog, index, self._settings.profile)
-                    self._stores.of(version).ensure(connection, version)
+                begin_version(connection, self._catalog, index, self._settings.profile, self._stores)
             except ConfigurationError as error:
                 self._refuse(name, error)
             except TemporaryError as error:
@@ -290,7 +288,7 @@ class Indexer:
             logger.warning("%s", error)
             lane.lease = None
             return False
-        except TemporaryError as error:
+        except SophiaError as error:
             self._left_in_peace(lane, error)
             return False
         lane.answered()
@@ -303,8 +301,8 @@ class Indexer:
         return True
 
     @staticmethod
-    def _left_in_peace(lane: Lane, error: TemporaryError) -> None:
-        """A store outside of the database is away: its lane waits. What else is away ends the loop, to begin anew."""
+    def _left_in_peace(lane: Lane, error: SophiaError) -> None:
+        """A store outside of the database is away or refuses: its lane waits. Any other fault ends the loop."""
         if lane.store.transactional:
             raise error
         lane.back_off(error, time.monotonic())
@@ -335,7 +333,7 @@ class Indexer:
                 except FencedError as error:
                     logger.warning("%s", error)
                     continue
-                except TemporaryError as error:
+                except SophiaError as error:
                     self._left_in_peace(lane, error)
                     break
                 lane.answered()
@@ -361,7 +359,7 @@ class Indexer:
                 logger.warning("%s", error)
                 lane.lease = None
                 continue
-            except TemporaryError as error:
+            except SophiaError as error:
                 self._left_in_peace(lane, error)
                 continue
             if keys:
@@ -379,7 +377,7 @@ class Indexer:
                 logger.warning("%s", error)
                 lane.lease = None
                 continue
-            except TemporaryError as error:
+            except SophiaError as error:
                 self._left_in_peace(lane, error)
                 continue
             if figures is not None:
@@ -428,11 +426,12 @@ class Indexer:
 def indexers(
     catalog: Catalog, database: Database, settings: Settings, *, bulk: bool = True, observe: Observe
 ) -> list[Indexer]:
-    """An indexer for each kind of store that has versions: one that hangs holds up no index in another."""
+    """An indexer for each kind of store that has versions, or something left of one: one that hangs holds up no index
+    in another."""
     wanted = (index.store.for_profile(settings.profile) for index in local_indexes(catalog, settings.profile))
     kinds = {kind for kind in wanted if kind is not None}
     with database.connect("sophia-indexer") as connection:
-        kinds |= {version.store for version in active_versions(connection)}
+        kinds |= {version.store for version in active_versions(connection)} | unsettled_kinds(connection)
     # Without any: one that waits for the first.
     each: list[str | None] = [*sorted(kinds)] or [None]
     return [Indexer(catalog, database, settings, bulk=bulk, observe=observe, kind=kind) for kind in each]

@@ -11,7 +11,7 @@ from psycopg.rows import TupleRow
 
 from sophia.documents import Key
 from sophia.embedding import Embedder
-from sophia.errors import TemporaryError
+from sophia.errors import SophiaError
 from sophia.indexing.batch import Figures, Row
 from sophia.indexing.leases import Lease
 from sophia.indexing.pace import HotRows, Pace
@@ -88,8 +88,11 @@ class Lane:
         """Whether this process may write the version, and its store is not left in peace."""
         return self.lease is not None and now >= self.resume_at
 
-    def back_off(self, error: TemporaryError, now: float) -> None:
-        """The store did not take what it was given: said once, tried again after pauses that grow."""
+    def back_off(self, error: SophiaError, now: float) -> None:
+        """The store did not take what it was given: said once, tried again after pauses that grow.
+
+        What a person must mend (a key that was withdrawn, a plan that is used up) is tried again like the rest.
+        """
         self._rewind()
         if not self._pause:
             logger.warning("%s waits, others go on: %s", self.version.label, error)

@@ -23,7 +23,7 @@ import psycopg
 from psycopg.rows import TupleRow, class_row
 
 from sophia import sql
-from sophia.errors import BusyError, SophiaError, TemporaryError
+from sophia.errors import BusyError, ConfigurationError, SophiaError, TemporaryError
 from sophia.failpoints import failpoint
 from sophia.indexing import publication
 from sophia.indexing.removal import drop_left
@@ -99,7 +99,8 @@ def promote(
     if not store.transactional:
         try:
             publication.publish(connection, version, store)
-        except TemporaryError as error:
+        except (ConfigurationError, TemporaryError) as error:
+            # The switch is done: an error would say that it is not.
             logger.warning(
                 "%s serves; the store's public name is moved by the indexer when the store answers: %s",
                 *(version.label, error),

@@ -6,16 +6,19 @@ afterwards, and struck out. Invariants:
 * searches through Sophia ask the database which version serves: they are right from the switch on, whatever the public
   name in the store says until it is moved;
 * what was written down is done by whoever comes next: the switch itself, the indexer, the next promotion or repair;
-* a version is ended only when the public name is where it belongs, and built anew only when nothing of it is left.
+* a version is ended only when the public name is where it belongs, and built anew only when nothing of it is left;
+* what is wrong with one version (a name that is taken, a shard that is busy) holds up no other.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import psycopg
 from psycopg.rows import TupleRow, class_row
 
 from sophia import sql
-from sophia.errors import TemporaryError
+from sophia.errors import BusyError, ConfigurationError, FencedError, SophiaError, TemporaryError
 from sophia.failpoints import failpoint
 from sophia.indexing.removal import drop_left
 from sophia.indexing.versions import IndexVersion
@@ -66,18 +69,44 @@ def settle(connection: Connection, stores: Stores, *, name: str | None = None, k
     """Do what is still to be done in the stores, for one index and one kind of store, or for all.
 
     Raises:
-        ConfigurationError: a store's settings are missing.
-        TemporaryError: a store is away; what is left stays to be done.
+        ConfigurationError: a store's settings are missing, or it refuses; the rest was done.
+        TemporaryError: a store is away; what is left stays to be done. Of one version only: the rest was done.
     """
-    for version in _versions(connection, "open", name, kind):
-        publish(connection, version, stores.of(version))
-    finish_drops(connection, stores, name=name, kind=kind)
+    faults = _each(
+        _versions(connection, "open", name, kind), lambda version: publish(connection, version, stores.of(version))
+    )
+    faults += _drop_each(connection, stores, name, kind)
+    if faults:
+        raise faults[0]
 
 
-def finish_drops(connection: Connection, stores: Stores, *, name: str | None = None, kind: str | None = None) -> None:
-    """Drop what versions that have ended left in the stores. Raises as `settle` does."""
-    for version in _versions(connection, "undropped", name, kind):
-        drop_left(connection, version, stores.of(version))
+def unsettled_kinds(connection: Connection) -> set[str]:
+    """The kinds of stores in which something is still to be done."""
+    return {version.store for query in ("open", "undropped") for version in _versions(connection, query, None, None)}
+
+
+def finish_drops(connection: Connection, stores: Stores, *, name: str) -> None:
+    """Drop what versions of an index that have ended left in the stores. Raises as `settle` does."""
+    if faults := _drop_each(connection, stores, name, None):
+        raise faults[0]
+
+
+def _drop_each(connection: Connection, stores: Stores, name: str | None, kind: str | None) -> list[SophiaError]:
+    return _each(
+        _versions(connection, "undropped", name, kind),
+        lambda version: drop_left(connection, version, stores.of(version)),
+    )
+
+
+def _each(versions: list[IndexVersion], work: Callable[[IndexVersion], None]) -> list[SophiaError]:
+    """Faults of single versions. A store that is away is none, and ends it: the next version would wait as long."""
+    faults: list[SophiaError] = []
+    for version in versions:
+        try:
+            work(version)
+        except (ConfigurationError, BusyError, FencedError) as error:
+            faults.append(error)
+    return faults
 
 
 def _versions(connection: Connection, query: str, name: str | None, kind: str | None) -> list[IndexVersion]:

@@ -51,6 +51,8 @@ def drop_left(connection: Connection, version: IndexVersion, store: Store) -> No
                 return
             taken = take(connection, all_shards(version), version.label, store.write_seconds + MARGIN_SECONDS)
         with taken.freed_if_unreached(connection):
+            # The version may have been begun anew meanwhile, under the same name.
+            taken.refuse_halted()
             store.drop(connection, version)
         failpoint("drop.after")
         with connection.transaction():
@@ -83,6 +85,8 @@ def erase_left(
                 taken.give_back(connection)
             return 0
         with taken.freed_if_unreached(connection):
+            # The key may have come anew meanwhile, with the same ids.
+            taken.refuse_halted()
             removed = store.erase(connection, version, [key])
             failpoint("erase.outside")
             _require_gone(connection, version, store, key)

@@ -29,10 +29,11 @@ from sophia.errors import BusyError
 from sophia.failpoints import failpoint
 from sophia.indexing.backends import admit
 from sophia.indexing.batch import Figures, Row
+from sophia.indexing.beginning import begin_version
 from sophia.indexing.compare import Slices, compare
 from sophia.indexing.leases import Lease
 from sophia.indexing.publication import settle
-from sophia.indexing.versions import IndexVersion, ensure_version
+from sophia.indexing.versions import IndexVersion
 from sophia.indexing.watch import RepairProgress, RepairWatch
 from sophia.indexing.writer import Writer
 from sophia.settings import Profile, Settings
@@ -222,13 +223,10 @@ class Session:
             ConfigurationError: the index has no store in this profile, or the embedder does not agree with what wrote
                 the version before.
         """
-        # Together: were this process killed in between, the indexer would find a version without its store.
         stores = stores or Stores(settings)
-        settle(connection, stores, name=index.name)
-        with connection.transaction():
-            version = ensure_version(connection, catalog, index, profile)
-            store = stores.of(version)
-            store.ensure(connection, version)
+        # Of this store only: what a former one still has is no reason to wait for it.
+        settle(connection, stores, name=index.name, kind=index.store.for_profile(profile))
+        version, store = begin_version(connection, catalog, index, profile, stores)
         embedder = embedder_of(version)
         admit(connection, version, embedder, run)
         size = settings.indexer.max_text_bytes

@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -50,11 +51,24 @@ class HeldError(BusyError):
 
 @dataclass(frozen=True, slots=True)
 class ShardLeases:
-    """Leases that were taken: names and epochs."""
+    """Leases that were taken: names and epochs, and when they were asked for, on the clock of `time.monotonic`."""
 
     label: str
     names: tuple[str, ...]
     epochs: tuple[int, ...]
+    asked: float
+
+    def refuse_halted(self) -> None:
+        """Check, right before the store is asked, that this process was not halted since it took them.
+
+        Raises:
+            UnreachableError: it was, and what it would send now might outlast them; nothing was sent.
+        """
+        if time.monotonic() - self.asked > MARGIN_SECONDS:
+            raise UnreachableError(
+                f"{self.label}: this process was halted for so long that a write might outlast its lease; it is tried "
+                "again"
+            )
 
     def give_back(self, connection: Connection) -> None:
         """Give them back, in the transaction that stands on them.
@@ -124,6 +138,7 @@ def take(connection: Connection, names: Sequence[str], label: str, seconds: floa
     Raises:
         HeldError: the time of a writer that did not give one back is not over.
     """
+    asked = time.monotonic()
     holder = f"{socket.gethostname()}:{os.getpid()}"
     rows = connection.execute(Q["take_shards"], {"names": list(names), "holder": holder, "seconds": seconds}).fetchall()
     if len(rows) < len(names):
@@ -133,4 +148,4 @@ def take(connection: Connection, names: Sequence[str], label: str, seconds: floa
             f"a writer of {label} is at it, or has not said how its last write ended; that is over in {left:.0f} s",
             left,
         )
-    return ShardLeases(label, tuple(row[0] for row in rows), tuple(int(row[1]) for row in rows))
+    return ShardLeases(label, tuple(row[0] for row in rows), tuple(int(row[1]) for row in rows), asked)

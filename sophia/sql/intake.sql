@@ -36,8 +36,9 @@ SELECT name, documents, digest, body FROM sophia.parked WHERE id = %(id)s
 DELETE FROM sophia.parked WHERE id = %(id)s
 
 -- name: commit_event
-INSERT INTO sophia.estuary_commits (materialization, collections, published_at_min, published_at_max)
-VALUES (%(materialization)s, %(collections)s, %(published_at_min)s, %(published_at_max)s)
+INSERT INTO sophia.estuary_commits (materialization, collections, published_at_min, published_at_max, digest)
+VALUES (%(materialization)s, %(collections)s, %(published_at_min)s, %(published_at_max)s,
+        sha256(convert_to(%(collections)s::text[]::text, 'UTF8')))
 ON CONFLICT DO NOTHING
 
 -- name: raise_watermarks

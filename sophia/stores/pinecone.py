@@ -106,9 +106,10 @@ class PineconeStore:
             TemporaryError: something of it is still there; the erasure may be repeated.
         """
         reader = self._reader
-        if not reader.caught_up(version):
-            return 0
+        # Of all that is sent, also of the wait before it: the leases of the keys' shards last no longer.
         deadline = Deadline(self._write_seconds)
+        if not reader.caught_up(version, deadline):
+            return 0
         ids = reader.everything(connection, version, keys, deadline, listed=True)
         there = reader.fetch(version, sorted(ids), deadline)
         remove(self._http, index_of(version), version.store_name, ids, deadline)

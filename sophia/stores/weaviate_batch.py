@@ -82,13 +82,13 @@ class Batch:
                     NewObject(chunk.id, self.layout.properties(write, chunk, run, now), vector.tolist())
                 )
         gate = asyncio.Semaphore(self.settings.requests)
-        answers = await asyncio.gather(
-            *(
+        answers = await weaviate_write.together(
+            [
                 weaviate_write.put(
                     within(self.client, self.layout, tenant), objects, self.settings.batch_objects, gate, self.url
                 )
                 for tenant, objects in puts.items()
-            )
+            ]
         )
         return {owners[each]: reason for answer in answers for each, reason in answer.items()}
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -73,8 +73,22 @@ async def put(
         async with gate:
             refused.update(await _put_part(collection, part, url))
 
-    await asyncio.gather(*(one(part) for part in _parts(objects, batch)))
+    await together([one(part) for part in _parts(objects, batch)])
     return refused
+
+
+async def together(works: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
+    """The results of works that go on side by side. When one fails, the others have ended before its error is raised.
+
+    They would else go on behind the write's deadline, and write what a successor has overtaken.
+    """
+    tasks = [asyncio.ensure_future(work) for work in works]
+    try:
+        return list(await asyncio.gather(*tasks))
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def delete_ids(collection: CollectionAsync[Any, Any], ids: Sequence[UUID], url: str) -> None:

@@ -16,6 +16,7 @@ from sophia.catalog import Catalog
 from sophia.database import Database
 from sophia.documents import Change, Clock, Key, canonical_key, key_hash, uuid_time
 from sophia.errors import ConfigurationError, SourceError
+from sophia.estuary import source_rows
 from sophia.estuary import sweep as sweep_module
 from sophia.estuary.reread import Rereader, reread_collection
 from sophia.estuary.source_rows import SourceRows
@@ -238,6 +239,107 @@ def test_a_key_that_its_column_cannot_hold_belongs_to_no_row_and_stops_no_other(
         assert rows.read([]) == {}
 
 
+def unreadable_row(scene: Inbox, number: int) -> None:
+    """A row that its server holds and Python's parser does not read."""
+    scene.connection.execute("ALTER TABLE items ADD COLUMN extra json")
+    scene.row(number, "a private text")
+    scene.connection.execute("UPDATE items SET extra = %s WHERE id = %s", ["[" * 2_000 + "]" * 2_000, number])
+
+
+def test_a_row_that_cannot_be_read_holds_up_no_other_and_is_not_shown_as_it_was(
+    scene: Inbox, caplog: pytest.LogCaptureFixture
+) -> None:
+    unreadable_row(scene, 1)
+    for number in (2, 3):
+        scene.row(number, "in the source")
+    for number in (1, 2, 3):
+        scene.deliver(number, {"body": "old"}, position=20)
+        scene.ask(number, position=30)
+    rereader = Rereader(scene.catalog, scene.database, scene.settings)
+    stop = threading.Event()
+    with caplog.at_level("WARNING", logger="sophia.estuary"):
+        assert rereader._look(scene.connection, stop) == 1
+        assert rereader._look(scene.connection, stop) == 1
+    assert "1 rows cannot be read" in caplog.text
+    assert "private" not in caplog.text
+    assert scene.unanswered() == ["[1]"]
+    documents = scene.documents()
+    assert [documents[key][0]["body"] for key in ("[2]", "[3]")] == ["in the source"] * 2
+    state = scene.connection.execute("SELECT key, clock FROM sophia.documents WHERE missing <> '{}'").fetchall()
+    assert state == [("[1]", [1, 30, 0])], "incomplete, and the second look changed nothing"
+    parked = scene.connection.execute("SELECT key, reason, attempts FROM sophia.dead_letters").fetchall()
+    assert [(key, "nested too deep" in reason, attempts) for key, reason, attempts in parked] == [("[1]", True, 2)]
+    scene.connection.execute("UPDATE items SET extra = '[]' WHERE id = 1")
+    assert rereader._look(scene.connection, stop) == 0
+    assert scene.documents()["[1]"][0] == {"id": 1, "body": "a private text", "n": 1, "extra": []}
+    assert scene.connection.execute("SELECT FROM sophia.dead_letters").fetchall() == []
+    assert scene.unanswered() == []
+
+
+def test_a_number_that_jsonb_cannot_hold_comes_as_text(scene: Inbox) -> None:
+    scene.connection.execute("ALTER TABLE items ADD COLUMN extra json")
+    scene.row(1, "there")
+    scene.connection.execute("UPDATE items SET extra = %s::json", ["9" * 140_000])
+    scene.ask(1, position=30)
+    assert scene.reread() == 1
+    assert scene.documents()["[1]"][0]["extra"] == "9" * 140_000
+
+
+def test_the_server_is_not_quoted_in_the_log(
+    scene: Inbox, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refused(*arguments: Any) -> None:
+        scene.connection.execute("SELECT 'a private text'::int")
+
+    monkeypatch.setattr(SourceRows, "read", refused)
+    scene.ask(1, position=30)
+    with caplog.at_level("WARNING", logger="sophia.estuary"):
+        assert Rereader(scene.catalog, scene.database, scene.settings)._look(scene.connection, threading.Event()) == 1
+    assert "InvalidTextRepresentation (SQLSTATE 22P02)" in caplog.text
+    assert "private" not in caplog.text
+
+
+def test_a_row_that_row_security_hides_is_not_taken_for_gone(scene: Inbox) -> None:
+    scene.row(1, "a live row")
+    scene.connection.execute("ALTER TABLE items ENABLE ROW LEVEL SECURITY")
+    scene.connection.execute("CREATE POLICY others ON items USING (id > 1)")
+    scene.connection.execute("GRANT SELECT ON items TO pg_read_all_stats")
+    with SourceRows(scene.database.url, "public.items", ("id",)) as rows:
+        rows._connection.execute("SET ROLE pg_read_all_stats")
+        with pytest.raises(SourceError, match="BYPASSRLS"):
+            rows.read([canonical_key([1])])
+
+
+def test_a_locked_table_is_not_waited_for_without_end(
+    scene: Inbox, database: Database, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(source_rows, "_OPTIONS", source_rows._OPTIONS.replace("lock_timeout=5s", "lock_timeout=50ms"))
+    scene.row(1, "there")
+    scene.ask(1, position=30)
+    rereader = Rereader(scene.catalog, database, scene.settings)
+    with database.connect() as other, other.transaction():
+        other.execute("LOCK TABLE items")
+        other.execute("SET LOCAL idle_in_transaction_session_timeout = '20s'")
+        assert rereader._look(scene.connection, threading.Event()) == 1
+    assert "public.items: is locked" in caplog.text
+    assert rereader._look(scene.connection, threading.Event()) == 0
+    assert scene.unanswered() == []
+
+
+def test_a_row_whose_values_the_server_cannot_show_is_not_taken_for_gone(scene: Inbox) -> None:
+    scene.row(1, "a live row")
+    scene.row(2, "another")
+    with SourceRows(scene.database.url, "public.items", ("id",)) as rows:
+        # Not of the key's making: its column is read through an expression that fails.
+        scene.connection.execute("ALTER TABLE items RENAME TO rows_of_items")
+        scene.connection.execute(
+            "CREATE VIEW items AS SELECT id, body, CASE id WHEN 1 THEN n / (id - 1) ELSE n END AS n FROM rows_of_items"
+        )
+        found = rows.read([canonical_key([number]) for number in (1, 2, 3)])
+    assert list(found) == ["[2]"]
+    assert rows.unreadable == {"[1]": "SQLSTATE 22012"}
+
+
 def test_a_table_that_cannot_be_read_says_why(scene: Inbox) -> None:
     with pytest.raises(SourceError, match=r"public\.nothing: does not exist"):
         SourceRows(scene.database.url, "public.nothing", ("id",))
@@ -309,6 +411,15 @@ def test_a_sweep_deletes_orphans_refreshes_what_differs_and_leaves_the_rest(scen
     assert documents["[3]"] == (None, (1, before(40), 1))
     assert documents["[5]"][0] is not None, "delivered since"
     assert swept(scene).deleted == 0
+
+
+def test_a_sweep_leaves_a_row_that_cannot_be_read_and_goes_on(scene: Inbox) -> None:
+    unreadable_row(scene, 1)
+    for number in (1, 2):
+        scene.deliver(number, {"body": "as it was"}, before(60))
+    figures = swept(scene)
+    assert (figures.looked_at, figures.deleted, figures.unread) == (2, 1, 1)
+    assert scene.documents()["[1]"][0]["body"] == "as it was"
 
 
 def test_a_sweep_in_small_batches_sees_every_document(scene: Inbox, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ import json
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,8 @@ from graphql import build_schema, graphql_sync
 from pydantic import SecretStr
 
 from sophia.settings import EstuarySettings
+from tests.estuary_control.answers import Answer
+from tests.estuary_control.data_plane import DataPlane
 
 SCHEMA = build_schema(Path(__file__).with_name("schema.graphql").read_text())
 TOKEN = "estuary-test-token"
@@ -29,18 +31,6 @@ HELP = {
     "logged_failures_total": "Total log lines indicating task failure, by task",
     "txn_count_total": "Total number of transactions processed by this task, by task",
 }
-
-
-@dataclass
-class Answer:
-    """An answer instead of the right one. A body shorter than `length` is cut off there."""
-
-    status: int = 200
-    body: bytes = b""
-    headers: dict[str, str] = field(default_factory=dict)
-    length: int | None = None
-    # Called before each of the body's bytes is sent.
-    between: Callable[[], None] | None = None
 
 
 @dataclass
@@ -122,6 +112,7 @@ class Plane:
         self.samples: dict[tuple[str, tuple[tuple[str, str], ...]], float] = {}
         self.faults: list[Answer] = []
         self.requests: list[str] = []
+        self.data = DataPlane()
         plane = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -129,22 +120,41 @@ class Plane:
 
             def do_GET(self) -> None:
                 plane.requests.append(f"GET {self.path}")
-                self._answer(plane.get(self.path, self._prefix()))
+                if "?offset=" in self.path:
+                    self._answer(plane.data.gateway(self.path, self._token()))
+                else:
+                    self._answer(plane.get(self.path, self._prefix()))
+
+            def do_HEAD(self) -> None:
+                plane.requests.append(f"HEAD {self.path}")
+                self._answer(plane.data.gateway(self.path, self._token()), bodiless=True)
 
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers["Content-Length"]))
                 plane.requests.append(f"POST {self.path}")
-                self._answer(plane.post(self.path, json.loads(body), self._prefix()))
+                if self.path.startswith("/v1/"):
+                    self._answer(plane.data.post(self.path, json.loads(body), self._token()))
+                else:
+                    self._answer(plane.post(self.path, json.loads(body), self._prefix()))
+
+            def _token(self) -> str:
+                return self.headers.get("Authorization", "").removeprefix("Bearer ")
 
             def _prefix(self) -> str | None:
-                return plane.tokens.get(self.headers.get("Authorization", "").removeprefix("Bearer "))
+                return plane.tokens.get(self._token())
 
-            def _answer(self, answer: Answer) -> None:
+            def _answer(self, answer: Answer, *, bodiless: bool = False) -> None:
                 if plane.faults:
                     answer = plane.faults.pop(0)
                 self.send_response(answer.status)
                 for name, value in answer.headers.items():
                     self.send_header(name, value)
+                if bodiless:
+                    self.end_headers()
+                    return
+                if answer.trailers is not None:
+                    self._chunked(answer.body, answer.trailers)
+                    return
                 self.send_header("Content-Length", str(len(answer.body) if answer.length is None else answer.length))
                 self.end_headers()
                 if answer.between is None:
@@ -155,6 +165,16 @@ class Plane:
                         self.wfile.write(bytes([byte]))
                         self.wfile.flush()
                 self.close_connection = answer.length is not None or answer.between is not None
+
+            def _chunked(self, body: bytes, trailers: dict[str, str]) -> None:
+                self.send_header("Transfer-Encoding", "chunked")
+                self.send_header("Trailer", ", ".join(trailers))
+                self.end_headers()
+                for at in range(0, len(body), 700):
+                    part = body[at : at + 700]
+                    self.wfile.write(b"%x\r\n%b\r\n" % (len(part), part))
+                lines = "".join(f"{name}: {value}\r\n" for name, value in trailers.items())
+                self.wfile.write(b"0\r\n" + lines.encode() + b"\r\n")
 
             def log_message(self, *_: Any) -> None:
                 return
@@ -245,10 +265,14 @@ class Plane:
         return "\n".join([*lines, "# EOF\n"])
 
     def post(self, path: str, question: dict[str, Any], readable: str | None) -> Answer:
-        if path != "/api/graphql":
+        if path not in ("/api/graphql", "/authorize/user/collection"):
             return Answer(404, b"not found")
         if readable is None:
             return Answer(401, b'{"error":"invalid or expired bearer token"}')
+        if path == "/authorize/user/collection":
+            if not question["collection"].startswith(readable):
+                return Answer(403, b'{"error":"not authorized"}')
+            return Answer(200, self.data.authorization(question, self.url))
         root = {"alerts": self._alerts(readable), "liveSpecs": self._live_specs(readable)}
         result = graphql_sync(SCHEMA, question["query"], root, variable_values=question.get("variables"))
         return Answer(200, json.dumps(result.formatted).encode(), {"Content-Type": "application/json"})

@@ -13,7 +13,8 @@ from sophia.errors import ConfigurationError, TemporaryError
 from sophia.estuary import control
 from sophia.estuary.control import ControlPlane
 from sophia.settings import EstuarySettings
-from tests.estuary_control.plane import TOKEN, Answer, Plane, Spec
+from tests.estuary_control.answers import Answer
+from tests.estuary_control.plane import TOKEN, Plane, Spec
 
 CAPTURE = "sophia/postgres/source-postgres"
 WEBHOOK = "sophia/sophia-intake"

@@ -76,3 +76,22 @@ def test_replay_reads_the_rows_of_dead_letters_again(connection: Connection, cap
     until(lambda: current(connection, "items")["[1]"] == {"id": 1, "name": "a"}, "the row as its source has it")
     row = connection.execute("SELECT count(*) FROM sophia.dead_letters").fetchone()
     assert row == (0,)
+
+
+def test_a_row_that_cannot_be_read_stops_neither_the_stream_nor_other_rows(
+    connection: Connection, captures: Captures
+) -> None:
+    connection.execute("CREATE TABLE items (id int PRIMARY KEY, name text, extra jsonb)")
+    connection.execute("INSERT INTO items VALUES (1, 'a'), (2, 'b')")
+    captures.start("public.items")
+    until(lambda: len(current(connection, "items")) == 2)
+    # jsonb holds what Python's parser gives up on.
+    connection.execute("UPDATE items SET extra = %s WHERE id = 1", ["[" * 2_000 + "]" * 2_000])
+    until(lambda: incomplete(connection) == 1, "the key marked")
+    connection.execute("UPDATE sophia.documents SET body = '{\"id\": 2}', missing = '{*}' WHERE key = '[2]'")
+    until(lambda: current(connection, "items")["[2]"].get("name") == "b", "the other row, read again")
+    rows = connection.execute("SELECT key, reason FROM sophia.dead_letters").fetchall()
+    assert [(key, "nested too deep" in reason) for key, reason in rows] == [("[1]", True)]
+    connection.execute("UPDATE items SET extra = '1' WHERE id = 1")
+    until(lambda: current(connection, "items")["[1]"] == {"id": 1, "name": "a", "extra": 1}, "the row that was mended")
+    assert incomplete(connection) == 0

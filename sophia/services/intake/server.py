@@ -44,7 +44,8 @@ def serve(settings: Settings, catalog: Catalog, database: Database, stop_event: 
     finally:
         stop.set()
         if rereading is not None:
-            rereading.join()
+            # What it has begun is one transaction, so a source that does not answer need not be waited for.
+            rereading.join(settings.intake.drain_seconds)
 
 
 def _reread_beside(

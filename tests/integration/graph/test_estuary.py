@@ -26,7 +26,8 @@ from sophia_assets.definitions import build_definitions
 from sophia_assets.keys import asset_key, shard_names
 from tests.catalogs import changed, replaced
 from tests.embedders import HashEmbedder
-from tests.estuary_control.plane import TOKEN, Answer, Plane, Spec, plane
+from tests.estuary_control.answers import Answer
+from tests.estuary_control.plane import TOKEN, Plane, Spec, plane
 
 CONVERSATIONS = "sophia/conversations"
 CAPTURE = "sophia/app/source-postgres"

@@ -17,7 +17,7 @@ from sophia.catalog import Catalog
 from sophia.embedding.base import Ids
 from sophia.embedding.tokens import TextTokenizer
 from sophia.errors import TemporaryError
-from sophia.services.inference import models
+from sophia.services.inference import models, threads
 from sophia.services.inference.server import serve
 from sophia.settings import InferenceSettings, Settings
 from tests.embedders import HashEmbedder
@@ -139,7 +139,7 @@ class SlowSentiment:
 def test_functions_beside_the_engine_are_bounded_too(served: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     slow = SlowSentiment()
     monkeypatch.setattr(models, "load_sentiment", lambda settings: slow)
-    monkeypatch.setattr(models, "MOST_WAITING", 2)
+    monkeypatch.setattr(threads, "MOST_WAITING", 2)
     client = served()
     with ThreadPoolExecutor(3) as pool:
         taken = [pool.submit(client.post, "/analyze", json={"text": str(i)}) for i in range(3)]

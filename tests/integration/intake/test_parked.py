@@ -54,6 +54,18 @@ def test_they_are_listed_without_their_text_and_replayed(
     assert [row["attempts"] for row in done.json if row["stage"] == "intake"] == [2, 2]
 
 
+def test_a_key_is_marked_whatever_numbers_its_document_has(deliveries: Deliveries) -> None:
+    """What is marked keeps its digits: read as a float this number is infinite, which no jsonb is."""
+    number = b"1" + b"0" * 400 + b".5"
+    deliveries.take_raw(b'[{"id":7,"n":%b,"_meta":{"op":"c","uuid":"%b"}}]' % (number, uuid_of(1).encode()))
+    deliveries.take(bad(7, 3), document(8, 4))
+    assert [key for key, *_ in deliveries.parked()] == ["[7]"]
+    assert deliveries.rows()["[7]"][2] == ["*"]
+    assert "[8]" in deliveries.rows()
+    query = "SELECT body ->> 'n' FROM sophia.documents WHERE key = '[7]'"
+    assert deliveries.connection.execute(query).fetchone() == (number.decode(),)
+
+
 def test_what_can_be_taken_by_now_is_taken_and_the_rest_stays(
     deliveries: Deliveries, monkeypatch: pytest.MonkeyPatch
 ) -> None:

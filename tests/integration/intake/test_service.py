@@ -308,6 +308,16 @@ def test_commit_events_raise_watermarks_and_never_lower_them(served: Serve, conn
     assert ("sophia_estuary_watermark_seconds", "sophia/elsewhere") not in found
 
 
+def test_an_event_of_many_collections_is_recorded_once(served: Serve, connection: Connection) -> None:
+    client = served()
+    names = [f"sophia/production/public/table_{number:04d}_{number * 7919:08x}" for number in range(1_000)]
+    for _ in range(2):
+        answer = client.post("/estuary-events", json=EVENT | {"collections": names})
+        assert (answer.status_code, answer.json()) == (200, {"recorded": True})
+    rows = connection.execute("SELECT cardinality(collections) FROM sophia.estuary_commits").fetchall()
+    assert rows == [(1_000,)]
+
+
 def test_events_that_cannot_be_read_are_kept_and_accepted(served: Serve, connection: Connection) -> None:
     client = served()
     raws = [
@@ -321,6 +331,8 @@ def test_events_that_cannot_be_read_are_kept_and_accepted(served: Serve, connect
         json.dumps(EVENT | {"materialization": "x" * 600}).encode(),
         json.dumps(EVENT | {"publishedAtMax": "yesterday"}).encode(),
         json.dumps(EVENT | {"publishedAtMax": "2026-01-02T03:04:06"}).encode(),
+        json.dumps(EVENT | {"publishedAtMin": "0001-01-01T00:00:00+14:00"}).encode(),
+        json.dumps(EVENT | {"publishedAtMax": "9999-12-31T23:59:59-14:00"}).encode(),
         b"[" * 50_000,
     ]
     for raw in raws:

@@ -24,7 +24,7 @@ from sophia.documents import canonical_key
 from sophia.embedding.base import Vectors
 from sophia.erasure import erase
 from sophia.errors import FencedError, TemporaryError
-from sophia.indexing import external, shards
+from sophia.indexing import shards
 from sophia.indexing.batch import Row
 from sophia.indexing.leases import Lease
 from sophia.indexing.promotion import promote, retire, rollback
@@ -670,7 +670,7 @@ class HaltedClock:
         slept = SimpleNamespace(
             monotonic=lambda: time.monotonic() + self.ahead, sleep=time.sleep, perf_counter=time.perf_counter
         )
-        monkeypatch.setattr(external, "time", slept)
+        monkeypatch.setattr(shards, "time", slept)
         try:
             yield
         finally:

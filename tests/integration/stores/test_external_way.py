@@ -9,6 +9,7 @@ import logging
 import random
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import psycopg
@@ -472,6 +473,42 @@ def test_an_erasure_of_a_store_that_is_down_says_so_and_is_done_later(filled: Me
     run_loop(library.indexer())
     until(lambda: not library.pending(version), "the indexer to take it up")
     assert filled.store(version).chunks_of(library.connection, version, key(3)) == []
+
+
+@pytest.mark.parametrize("work", ["drop", "erase"])
+def test_who_was_halted_removes_nothing(filled: MemoryStand, monkeypatch: pytest.MonkeyPatch, work: str) -> None:
+    """Meanwhile another process may have done it, and the version or the key may have come anew under the same ids."""
+    library, memory = filled.library, filled.memory
+    version = library.version()
+
+    def long_ago(*args: Any) -> shards.ShardLeases:
+        taken = shards.take(*args)
+        return replace(taken, asked=taken.asked - 60)
+
+    def remove() -> None:
+        if work == "drop":
+            retire(library.connection, version, filled.store(version))
+        else:
+            erase(library.connection, "documents", key(3), stores=library.stores, patience=0.0)
+
+    if work == "drop":
+        new = library.version(library.with_index(template="{body}"))
+        library.repair(version=new)
+        promote(library.connection, new, filled.store(new))
+    else:
+        library.delete(3)
+    with monkeypatch.context() as patched:
+        patched.setattr(removal, "take", long_ago)
+        with pytest.raises(TemporaryError, match="halted"):
+            remove()
+    assert any(stored.key == key(3) for stored in memory.objects[version.store_name].values())
+    # Its shards are free: it has sent nothing.
+    if work == "drop":
+        publication.settle(library.connection, library.stores)
+        assert version.store_name not in memory.objects
+    else:
+        remove()
+        filled.right(version)
 
 
 # ---- leases ---------------------------------------------------------------------------------------------------

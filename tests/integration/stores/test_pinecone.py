@@ -25,6 +25,7 @@ from sophia.stores.base import Scope, vector_hash
 from sophia.stores.pinecone import PineconeStore
 from sophia.stores.pinecone_http import OVERRUN_SECONDS, Answer
 from sophia.stores.pinecone_records import METADATA_BYTES
+from sophia.stores.pinecone_writes import remove
 from tests.conftest import drop_database
 from tests.embedders import hash_vector
 from tests.integration.stores.pinecone_stand import DIMENSION, INDEX, PineconeStand, key
@@ -549,6 +550,28 @@ def test_an_erasure_that_is_not_shown_is_not_done(stand: PineconeStand, monkeypa
         stand.with_settings(fresh_seconds=0.3).erase(stand.connection, version, [key(1)])
     stand.server.lag = 0
     assert stand.store.erase(stand.connection, version, [key(1)]) == 1
+
+
+def test_an_erasure_sends_nothing_behind_the_leases_of_its_shards(
+    stand: PineconeStand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They last as long as a write: what is waited for before the deletion is a part of that time."""
+    version = stand.version()
+    stand.write(version, stand.document(version, 1, ["a"]))
+    given: list[Any] = []
+    caught_up = stand.store._reader.caught_up
+
+    def noted(version: Any, deadline: Any = None) -> bool:
+        given.append(deadline)
+        return caught_up(version, deadline)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(stand.store._reader, "caught_up", noted)
+        patched.setattr("sophia.stores.pinecone.remove", lambda *args: given.append(args[-1]) or remove(*args))
+        assert stand.store.erase(stand.connection, version, [key(1)]) == 1
+    before, deletion, _ = given
+    assert deletion is before
+    assert deletion.seconds == stand.settings.pinecone.write_seconds
 
 
 # ---- searching ------------------------------------------------------------------------------------------------

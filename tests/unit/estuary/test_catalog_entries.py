@@ -58,6 +58,10 @@ def test_our_own_is_sound(problems: Problems) -> None:
             'bindings[0].collection: capture "app" writes "conversations" already',
         ),
         (
+            {"collections": ("estuary: sophia/conversations", "estuary: sophia/documents")},
+            'estuary: sophia/documents is already the name of collection "documents"',
+        ),
+        (
             {"estuary": ("- collection: conversations", "- collection: vector_updates")},
             'bindings[0].collection: neither it nor collection "vector_updates" names a table',
         ),

@@ -140,3 +140,24 @@ def test_requests_are_cut_by_number_and_bytes(monkeypatch: pytest.MonkeyPatch) -
     assert sorted(content for call in server.calls for content in call) == ["a", "b" * 5_000, "c", "d"]
     assert ["b" * 5_000] in server.calls
     assert max(map(len, server.calls)) == 2
+
+
+def test_when_a_part_ends_it_the_others_do_not_go_on_behind_it() -> None:
+    """They are sent again until the deadline of the whole write, which nobody keeps for them any more."""
+
+    def answer(contents: list[str], call: int) -> dict[str, str]:
+        if "b" in contents:
+            raise WeaviateBatchError("could not find class X_v1 in schema")
+        return dict.fromkeys(contents, "shard is read-only: disk full")
+
+    server = Server(answer)
+
+    async def ended() -> int:
+        with pytest.raises(FencedError):
+            await put(server, objects("a", "b"), 1, asyncio.Semaphore(2), "http://127.0.0.1")  # type: ignore[arg-type]
+        calls = len(server.calls)
+        for _ in range(50):
+            await asyncio.sleep(0)
+        return len(server.calls) - calls
+
+    assert asyncio.run(ended()) == 0

@@ -21,7 +21,9 @@ CREATE TABLE sophia.estuary_commits (
     published_at_min timestamptz NOT NULL,
     published_at_max timestamptz NOT NULL,
     received_at      timestamptz NOT NULL DEFAULT now(),
-    PRIMARY KEY (materialization, collections, published_at_min, published_at_max)
+    -- SHA-256 of the collections, which may be too many for an index entry.
+    digest           bytea NOT NULL,
+    PRIMARY KEY (materialization, digest, published_at_min, published_at_max)
 );
 -- The watermark of a collection by its full Estuary name.
 CREATE TABLE sophia.estuary_watermarks (
