@@ -28,11 +28,16 @@ UPDATE sophia.leases SET expires_at = '-infinity', backend = 0 WHERE name = %(na
 SELECT id, position, GREATEST(bulk_position, 0) FROM sophia.collections
 
 -- name: live
--- What the live lane has not taken yet, oldest first, with what the ledger holds of it.
+-- What the live lane has not taken yet, oldest first, with what the ledger holds of it. Looked up key by key: OFFSET
+-- keeps the planner from joining otherwise, and a key's bucket makes either index lead there. With statistics from when
+-- the ledger was empty it would go through all of it for every document.
 SELECT d.key, d.bucket, d.position, d.clock, d.deleted, d.missing, d.body, d.lsn::text, d.txid, d.committed_at,
        l.clock, l.deleted, l.content_hashes, l.vector_hashes, l.state
 FROM sophia.documents d
-LEFT JOIN sophia.ledger l ON l.version_id = %(version_id)s AND l.key = d.key
+LEFT JOIN LATERAL (
+    SELECT * FROM sophia.ledger l
+    WHERE l.version_id = %(version_id)s AND l.key = d.key AND l.bucket = d.bucket OFFSET 0
+) l ON true
 WHERE d.collection_id = %(collection_id)s AND NOT d.bulk AND d.position > %(position)s
 ORDER BY d.position LIMIT %(limit)s
 
@@ -55,10 +60,14 @@ LEFT JOIN sophia.ledger l ON l.version_id = %(version_id)s AND l.key = d.key
 WHERE (l.key IS NULL AND NOT d.deleted) OR l.clock < d.clock OR (l.state = 'pending' AND l.clock = d.clock)
 
 -- name: by_keys
+-- Looked up as in `live`.
 SELECT d.key, d.bucket, d.position, d.clock, d.deleted, d.missing, d.body, d.lsn::text, d.txid, d.committed_at,
        l.clock, l.deleted, l.content_hashes, l.vector_hashes, l.state
 FROM sophia.documents d
-LEFT JOIN sophia.ledger l ON l.version_id = %(version_id)s AND l.key = d.key
+LEFT JOIN LATERAL (
+    SELECT * FROM sophia.ledger l
+    WHERE l.version_id = %(version_id)s AND l.key = d.key AND l.bucket = d.bucket OFFSET 0
+) l ON true
 WHERE d.collection_id = %(collection_id)s AND d.key = ANY(%(keys)s)
 
 -- name: ledger_clocks
