@@ -28,7 +28,8 @@ from sophia.stores.pinecone_records import METADATA_BYTES
 from sophia.stores.pinecone_writes import remove
 from tests.conftest import drop_database
 from tests.embedders import hash_vector
-from tests.integration.stores.pinecone_stand import DIMENSION, INDEX, PineconeStand, key
+from tests.integration.stores.documents import DIMENSION, key
+from tests.integration.stores.pinecone_stand import INDEX, PineconeStand
 from tests.pinecone_stand_in import StandIn, rules
 from tests.pinecone_stand_in.server import FORBIDDEN_KEY
 

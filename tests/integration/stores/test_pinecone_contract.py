@@ -20,7 +20,8 @@ from sophia.stores.pinecone_records import METADATA_BYTES, columns, record_id
 from tests.embedders import hash_vector
 from tests.integration.library import Library, key
 from tests.integration.stores.contract import Stand, StoreContract
-from tests.integration.stores.pinecone_stand import DIMENSION, INDEX, pinecone_settings
+from tests.integration.stores.documents import DIMENSION
+from tests.integration.stores.pinecone_stand import INDEX, pinecone_settings
 from tests.pinecone_stand_in import StandIn
 
 

@@ -16,7 +16,8 @@ from sophia.indexing.text import content_hash
 from sophia.stores.base import Query, Scope, vector_hash
 from sophia.stores.weaviate_schema import class_name
 from tests.embedders import hash_vector
-from tests.integration.stores.weaviate_stand import DIMENSION, WeaviateStand, key, unit
+from tests.integration.stores.documents import DIMENSION, key
+from tests.integration.stores.weaviate_stand import WeaviateStand, unit
 
 pytestmark = pytest.mark.weaviate
 

@@ -11,7 +11,8 @@ import pytest
 from sophia.errors import TemporaryError
 from sophia.stores.base import Query
 from sophia.stores.weaviate import WeaviateStore
-from tests.integration.stores.weaviate_stand import GRPC, URL, WeaviateStand, key, unit, weaviate_settings
+from tests.integration.stores.documents import key
+from tests.integration.stores.weaviate_stand import GRPC, URL, WeaviateStand, unit, weaviate_settings
 from tests.tcp_gate import TcpGate
 
 pytestmark = pytest.mark.weaviate

@@ -12,7 +12,8 @@ from sophia import failpoints
 from sophia.database import Database
 from sophia.documents import Key
 from sophia.stores.weaviate import WeaviateStore
-from tests.integration.stores.weaviate_stand import WeaviateStand, key
+from tests.integration.stores.documents import key
+from tests.integration.stores.weaviate_stand import WeaviateStand
 
 pytestmark = pytest.mark.weaviate
 KILLED = 77

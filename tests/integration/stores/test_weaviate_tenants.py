@@ -12,7 +12,8 @@ from sophia.stores.base import Scope
 from sophia.stores.weaviate_objects import tenant_name
 from sophia.stores.weaviate_schema import class_name
 from tests.embedders import hash_vector
-from tests.integration.stores.weaviate_stand import DIMENSION, WeaviateStand, key
+from tests.integration.stores.documents import DIMENSION, key
+from tests.integration.stores.weaviate_stand import WeaviateStand
 
 pytestmark = pytest.mark.weaviate
 TENANCY = {"required_filter": "module", "weaviate": {"tenancy": True}}

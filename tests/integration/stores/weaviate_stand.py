@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import uuid
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,23 +13,16 @@ from pydantic import SecretStr
 
 from sophia.catalog import Catalog
 from sophia.catalog.models import Index, WeaviateOptions
-from sophia.documents import Clock, Key, Origin, bucket_of, canonical_key
+from sophia.documents import Key
 from sophia.embedding.base import Vectors
-from sophia.indexing.text import content_hash
 from sophia.indexing.versions import IndexVersion, ensure_version
 from sophia.settings import Settings, WeaviateSettings
-from sophia.stores.base import ChunkWrite, DocumentWrite, Query, Scope, StoredDocument, vector_hash
+from sophia.stores.base import Scope, StoredDocument
 from sophia.stores.weaviate import WeaviateStore
-from tests.embedders import hash_vector
+from tests.integration.stores.documents import DIMENSION, METADATA, Documents
 
 URL = os.environ.get("SOPHIA_TEST_WEAVIATE_URL")
 GRPC = os.environ.get("SOPHIA_TEST_WEAVIATE_GRPC")
-DIMENSION = 384
-METADATA = ("module", "kind")
-
-
-def key(number: int) -> Key:
-    return canonical_key([number])
 
 
 def weaviate_settings(settings: Settings, url: str | None = None, grpc: str | None = None, **group: Any) -> Settings:
@@ -48,14 +39,13 @@ def weaviate_settings(settings: Settings, url: str | None = None, grpc: str | No
     )
 
 
-class WeaviateStand:
+class WeaviateStand(Documents):
     """One index over the collection `documents` in a class of its own, whose documents the test writes itself."""
 
     def __init__(self, connection: psycopg.Connection[TupleRow], catalog: Catalog, settings: Settings) -> None:
-        self.connection = connection
+        super().__init__(connection)
         self.settings = settings
         self._catalog = catalog
-        self._clocks = itertools.count(1)
         self.class_name = f"T{uuid.uuid4().hex[:12]}"
         self.store = WeaviateStore(settings)
         self.versions: list[IndexVersion] = []
@@ -92,79 +82,6 @@ class WeaviateStand:
         """What `work` does with the client behind the store's back."""
         return self.store._client.run(work, 20)
 
-    # ---- documents ---------------------------------------------------------------------------------------
-
-    def document(
-        self,
-        version: IndexVersion,
-        number: int,
-        texts: Sequence[str] | None,
-        *,
-        metadata: Mapping[str, Any] | None = None,
-        held: int = 0,
-        kept: Sequence[int] = (),
-        vectors: Mapping[int, Vectors] | None = None,
-    ) -> DocumentWrite:
-        """A document of these chunks; None is a delete. `kept` are chunk numbers that keep their vector."""
-        clock = Clock(1, next(self._clocks), 1)
-        chunks = []
-        for place, text in enumerate(texts or ()):
-            vector = (vectors or {}).get(place, hash_vector(text, DIMENSION))
-            chunks.append(
-                ChunkWrite(
-                    id=version.chunk_id(key(number), place),
-                    number=place,
-                    start=place * 10,
-                    end=place * 10 + len(text),
-                    content=text,
-                    content_hash=content_hash(text),
-                    vector_hash=vector_hash(vector),
-                    vector=None if place in kept else vector,
-                )
-            )
-        given = {"module": "m", "kind": "k"} if metadata is None else metadata
-        return DocumentWrite(
-            key=key(number),
-            bucket=bucket_of(key(number)),
-            clock=clock,
-            chunks=tuple(chunks),
-            metadata={name: given.get(name) for name in version.index.metadata} if texts is not None else {},
-            origin=Origin(clock.position, 7, None),
-            deleted=texts is None,
-            held=held,
-        )
-
-    def write(
-        self,
-        version: IndexVersion,
-        *documents: DocumentWrite,
-        store: WeaviateStore | None = None,
-        replace: bool = False,
-    ) -> dict[Key, str]:
-        """Write documents, the ledger first."""
-        for each in documents:
-            self.note(version, each)
-        return (store or self.store).write(self.connection, version, documents, "test", replace=replace)
-
-    def note(self, version: IndexVersion, document: DocumentWrite) -> None:
-        """What the writer says in the ledger."""
-        self.connection.execute(
-            "INSERT INTO sophia.ledger (version_id, key, bucket, clock, state, deleted, content_hashes, vector_hashes, "
-            "run, held) VALUES (%s, %s, %s, %s::bigint[], 'applied', %s, %s, %s, 'test', %s) "
-            "ON CONFLICT (version_id, key) DO UPDATE SET clock = EXCLUDED.clock, deleted = EXCLUDED.deleted, "
-            "content_hashes = EXCLUDED.content_hashes, vector_hashes = EXCLUDED.vector_hashes, held = EXCLUDED.held",
-            [
-                version.id,
-                document.key,
-                document.bucket,
-                document.clock.literal,
-                document.deleted,
-                [chunk.content_hash for chunk in document.chunks],
-                [chunk.vector_hash for chunk in document.chunks],
-                len(document.chunks),
-            ],
-        )
-
     # ---- what is there -----------------------------------------------------------------------------------
 
     def stored(self, version: IndexVersion, scope: Scope = Scope()) -> dict[Key, StoredDocument]:  # noqa: B008
@@ -193,11 +110,6 @@ class WeaviateStand:
         for name, _, content in sorted(self.do(work)):
             found.setdefault(Key(name), []).append(content)
         return found
-
-    def search(self, version: IndexVersion, text: str, **query: Any) -> list[tuple[str, float]]:
-        """(content, score) of the best chunks for a text."""
-        asked = Query(vector=hash_vector(text, DIMENSION), text=text, **query)
-        return [(hit.content, hit.score) for hit in self.store.search(self.connection, version, asked)]
 
 
 def unit(seed: int, count: int, dimension: int = DIMENSION) -> Vectors:
