@@ -96,16 +96,21 @@ def inspect_table(connection: Connection, table: str, key: Sequence[str] = ()) -
 
     Raises:
         NoTableError: it does not exist.
-        SourceError: it is not readable, has no key, or a replica identity without the key.
+        SourceError: it is not readable, or not all of it, has no key, or a replica identity without the key.
     """
     row = connection.execute(Q["table"], {"table": table}).fetchone()
     if row is None:
         raise NoTableError(f"{table}: does not exist in the source; create it or take it out of the catalog")
-    oid, kind, identity, schema, name, primary, identity_index, readable = row
+    oid, kind, identity, schema, name, primary, identity_index, readable, secured = row
     if kind not in ("r", "p"):
         raise SourceError(f"{table}: is not a table; only tables and partitioned tables can be captured")
     if not readable:
         raise SourceError(f"{table}: may not be read; run `GRANT SELECT ON {table} TO CURRENT_USER` as its owner")
+    if secured:
+        raise SourceError(
+            f"{table}: row security may hide rows from this role, and what is hidden would pass for gone; run "
+            "`ALTER ROLE … BYPASSRLS` as a superuser"
+        )
     identity_columns = {"d": primary, "i": identity_index, "n": []}.get(identity)
     key_fields = tuple(key) or tuple(primary) or tuple(identity_index)
     if not key_fields:

@@ -260,6 +260,17 @@ def test_table_that_may_not_be_read(captures: Captures, weak_role: str) -> None:
 
 
 @pytest.mark.usefixtures("items")
+def test_table_whose_rows_are_hidden_from_the_role(captures: Captures, weak_role: str, connection: Connection) -> None:
+    """A copy would lack them without a word, and a row that is read again would pass for deleted."""
+    role = weak_role.split("://", 1)[1].split("@")[0].split(":")[0]
+    connection.execute(f"GRANT SELECT ON items TO {role}")
+    connection.execute("ALTER TABLE items ENABLE ROW LEVEL SECURITY")
+    error = captures.fails("public.items", url=weak_role)
+    assert isinstance(error, SourceError)
+    assert "public.items: row security may hide rows" in str(error)
+
+
+@pytest.mark.usefixtures("items")
 def test_publication_that_may_not_be_changed_names_the_statement(
     connection: Connection, captures: Captures, weak_role: str
 ) -> None:
