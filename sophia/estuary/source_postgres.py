@@ -83,7 +83,7 @@ def describe_table(connection: Connection, name: str) -> SourceTable:
     row = connection.execute(sql.load("source")["table"], {"table": name}).fetchone()
     if row is None:
         raise SourceError(f"{name}: does not exist in the source; create it or name another table")
-    oid, kind, identity, schema, table, primary, identity_index, _readable = row
+    oid, kind, identity, schema, table, primary, identity_index, *_ = row
     return SourceTable(oid, schema, table, identity, tuple(primary or identity_index), partitioned=kind == "p")
 
 

@@ -33,8 +33,7 @@ from sophia.settings import Settings
 
 Connection = psycopg.Connection[TupleRow]
 Q = sql.load("estuary_rows")
-# Row security must fail a query, not hide rows from it. A table that is being altered is not waited for without end:
-# others are read meanwhile, and the process can stop.
+# A table that is being altered is not waited for without end: others are read meanwhile, and the process can stop.
 _OPTIONS = f"{SESSION_OPTIONS} -c lock_timeout=5s"
 _NUMBER = "sophia_number"
 _INT4 = 23
