@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import socket
-import subprocess
 import sys
 import threading
 import time
@@ -13,27 +11,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import httpx
-
 from sophia.catalog import Catalog
 from sophia.embedding import Embedder
 from sophia.services.inference.server import serve
 from sophia.settings import InferenceSettings, Settings
 from tests.embedders import HashEmbedder
+from tests.service_process import START_SECONDS, ServiceProcess, answers, free_port
 from tests.waiting import until
 
-ROOT = Path(__file__).parents[1]
 SLOW_VARIABLE = "SOPHIA_TEST_EMBED_SECONDS"
-# Importing torch on a busy machine takes its time.
-START_SECONDS = 120.0
 LoadAny = Callable[..., Embedder]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 @contextlib.contextmanager
@@ -62,64 +49,19 @@ def inference(
         assert not thread.is_alive(), "the service does not stop"
 
 
-def answers(address: str, path: str = "/ready") -> bool:
-    """Whether the service says 200 there."""
-    try:
-        return httpx.get(f"{address}{path}").status_code == 200
-    except httpx.TransportError:
-        return False
-
-
-class Process:
-    """A service in a process of its own, with the cheap embedder.
-
-    Attributes:
-        address: its base URL.
-    """
+class Process(ServiceProcess):
+    """A service in a process of its own, with the cheap embedder."""
 
     def __init__(self, folder: Path, environment: Mapping[str, str]) -> None:
-        port = free_port()
-        self.address = f"http://127.0.0.1:{port}"
-        self._output = folder / "access.jsonl"
-        self._errors = folder / "errors.txt"
-        self._home = folder / "home"
-        known = {"SOPHIA_HOME": str(self._home), "SOPHIA_INFERENCE__PORT": str(port)}
-        with self._output.open("wb") as output, self._errors.open("wb") as errors:
-            self.popen = subprocess.Popen(
-                [sys.executable, "-c", "from tests.inference import main; main()"],
-                cwd=ROOT,
-                stdout=output,
-                stderr=errors,
-                env={**os.environ, **known, **environment},
-            )
+        super().__init__(folder, "tests.inference", "SOPHIA_INFERENCE__PORT", environment)
 
     def reached(self) -> bool:
         """Whether its embedder is held up."""
-        return (self._home / "reached").exists()
+        return (self.home / "reached").exists()
 
     def open(self) -> None:
         """Let its embedder go on."""
-        (self._home / "opened").touch()
-
-    def ready(self) -> None:
-        """Wait until it takes requests."""
-        until(lambda: self.popen.poll() is not None or answers(self.address), "readiness", START_SECONDS)
-        assert self.popen.poll() is None, self.errors
-
-    @property
-    def log(self) -> list[str]:
-        """Its access log."""
-        return self._output.read_text().splitlines()
-
-    @property
-    def errors(self) -> str:
-        """What it wrote to standard error."""
-        return self._errors.read_text()
-
-    def kill(self) -> None:
-        """End it at once, if it still runs."""
-        self.popen.kill()
-        self.popen.wait()
+        (self.home / "opened").touch()
 
 
 def main() -> None:

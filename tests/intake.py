@@ -15,7 +15,7 @@ from sophia.database import Database
 from sophia.estuary.documents import Feed
 from sophia.services.intake.server import serve
 from sophia.settings import IntakeSettings, Settings
-from tests.inference import START_SECONDS, answers, free_port
+from tests.service_process import START_SECONDS, answers, free_port
 from tests.waiting import until
 
 NAME = "sophia/documents"

@@ -7,7 +7,7 @@ such columns are nullable unless they are part of the key.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 import psycopg
@@ -37,11 +37,10 @@ class ColumnInfo:
 
 @dataclass(frozen=True, slots=True)
 class TableInfo:
-    """Columns and key of one table. `known_from` says where they come from, for people."""
+    """Columns and key of one table."""
 
     columns: tuple[ColumnInfo, ...]
     key: tuple[str, ...]
-    known_from: str = field(default="the catalog", compare=False)
 
 
 def discovered_table(connection: psycopg.Connection[TupleRow], collection: Collection) -> TableInfo:
@@ -59,7 +58,7 @@ def discovered_table(connection: psycopg.Connection[TupleRow], collection: Colle
         ColumnInfo(name, kind_of, _KINDS.get(kind, "base"), array, nullable, length, comment or "")
         for name, kind_of, kind, array, nullable, length, comment in rows
     )
-    return TableInfo(columns, table.key_fields, "the source database")
+    return TableInfo(columns, table.key_fields)
 
 
 def declared_table(catalog: Catalog, collection: Collection) -> TableInfo:

@@ -25,7 +25,6 @@ from sophia.estuary.references import hidden
 from sophia.estuary.tree import read_tree
 from sophia.settings import Settings
 
-PROGRAM = "flowctl"
 TOKEN_VARIABLES = ("FLOW_API_KEY", "FLOW_AUTH_TOKEN")
 API_KEY = "flow_sa_"
 # What flowctl needs of a person's environment: where programs are, proxies, certificates.

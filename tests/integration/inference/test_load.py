@@ -21,8 +21,9 @@ from sophia.services.inference import models, threads
 from sophia.services.inference.server import serve
 from sophia.settings import InferenceSettings, Settings
 from tests.embedders import HashEmbedder
-from tests.inference import Gate, answers, free_port, hashed
+from tests.inference import Gate, hashed
 from tests.integration.inference.conftest import Serve
+from tests.service_process import answers, free_port
 from tests.waiting import until
 
 

@@ -21,7 +21,8 @@ from sophia.services.draining import QUIET_SECONDS
 from sophia.services.inference.app import create_service
 from sophia.settings import Settings
 from tests.embedders import HashEmbedder
-from tests.inference import SLOW_VARIABLE, Process, answers, hashed, inference
+from tests.inference import SLOW_VARIABLE, Process, hashed, inference
+from tests.service_process import answers
 from tests.waiting import until
 
 CLIENTS = 8
