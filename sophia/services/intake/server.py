@@ -5,6 +5,7 @@ Beside it runs what reads rows again from the source, where the catalog and the 
 
 from __future__ import annotations
 
+import ctypes
 import threading
 from threading import Event
 
@@ -19,6 +20,10 @@ from sophia.services.listening import listen
 from sophia.services.worker import Loop, keep_running
 from sophia.settings import Settings
 
+# glibc's name of the size from which a block is mapped by itself and goes back to the system when it is freed.
+M_MMAP_THRESHOLD = -3
+MAPPED_BYTES = 1024 * 1024
+
 
 def serve(settings: Settings, catalog: Catalog, database: Database, stop_event: Event | None = None) -> None:
     """Serve until a signal comes, or until `stop_event` is set; then drain.
@@ -28,6 +33,7 @@ def serve(settings: Settings, catalog: Catalog, database: Database, stop_event: 
             be open to all, or the tokens do not fit.
         TemporaryError: the database does not answer at the start.
     """
+    _give_memory_back()
     with database.connect("sophia-intake") as connection:
         fed = feeds(connection, catalog, settings.profile)
     if not fed:
@@ -46,6 +52,13 @@ def serve(settings: Settings, catalog: Catalog, database: Database, stop_event: 
         if rereading is not None:
             # What it has begun is one transaction, so a source that does not answer need not be waited for.
             rereading.join(settings.intake.drain_seconds)
+
+
+def _give_memory_back() -> None:
+    """Keep the heap from growing by holes: by itself glibc raises the threshold to the largest body it has seen."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(M_MMAP_THRESHOLD, MAPPED_BYTES)
 
 
 def _reread_beside(
