@@ -25,7 +25,7 @@ def build_estuary_sweep_job(catalog: Catalog, executor: dg.ExecutorDefinition) -
 
     @dg.op(name="sweep_orphans", description="Look each document's row up in the source; delete where it is gone.")
     def sweep_orphans(context: dg.OpExecutionContext, config: SweepConfig, database: DatabaseResource) -> None:
-        from sophia.estuary.sweep import sweep
+        from sophia.estuary.source.sweep import sweep
 
         before = datetime.now(UTC) if config.before is None else datetime.fromisoformat(config.before)
         if before.tzinfo is None:

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from psycopg.rows import TupleRow
 
     from sophia.catalog import Catalog
-    from sophia.estuary.observation import Look
-    from sophia.estuary.plan import CatalogPlan
+    from sophia.estuary.catalog.plan import CatalogPlan
+    from sophia.estuary.control.observation import Look
     from sophia.settings import Profile
 
 
@@ -39,8 +39,8 @@ class EstuaryResource(dg.ConfigurableResource):
             ConfigurationError: no token is set, or Estuary refuses; the message says what to change.
             TemporaryError: Estuary is away.
         """
-        from sophia.estuary.control import ControlPlane
-        from sophia.estuary.observation import look
+        from sophia.estuary.control.client import ControlPlane
+        from sophia.estuary.control.observation import look
 
         settings = load_settings().estuary
         with ControlPlane(settings) as client:
@@ -53,9 +53,9 @@ class EstuaryResource(dg.ConfigurableResource):
             CatalogError: the rendered tree breaks a rule of Estuary's.
             ConfigurationError, TemporaryError: as `look`.
         """
-        from sophia.estuary.control import ControlPlane
-        from sophia.estuary.drift import catalog_drift
-        from sophia.estuary.observation import observed_environment, observed_prefix
+        from sophia.estuary.control.client import ControlPlane
+        from sophia.estuary.control.drift import catalog_drift
+        from sophia.estuary.control.observation import observed_environment, observed_prefix
 
         settings = load_settings()
         environment = observed_environment(catalog, observed_prefix(catalog, settings.estuary))

@@ -20,11 +20,11 @@ from jobs.jobs import AssetJob
 from resources import DatabaseResource, EstuaryResource
 from sophia.catalog import Catalog
 from sophia.errors import ConfigurationError, TemporaryError
-from sophia.estuary.alerts import alert_kind
-from sophia.estuary.document_shape import Shape
-from sophia.estuary.observation import CollectionView, Look
-from sophia.estuary.schema_watch import SchemaMemory, mismatches, shapes_of
-from sophia.estuary.verdicts import Verdict, alert_line, away, stalled, verdicts
+from sophia.estuary.control.alerts import alert_kind
+from sophia.estuary.control.document_shape import Shape
+from sophia.estuary.control.observation import CollectionView, Look
+from sophia.estuary.control.schema_watch import SchemaMemory, mismatches, shapes_of
+from sophia.estuary.control.verdicts import Verdict, alert_line, away, stalled, verdicts
 from sophia.settings import Profile, load_settings
 from sophia_assets.estuary import check_key, estuary_sources, evaluation, observations
 

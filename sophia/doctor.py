@@ -163,8 +163,8 @@ def _snowflake(catalog: Catalog, settings: Settings) -> Iterator[Finding]:
 
 
 def _estuary(catalog: Catalog, settings: Settings) -> Iterator[Finding]:
-    from sophia.estuary.control import ControlPlane
-    from sophia.estuary.observation import fed_by_estuary, observed_prefix
+    from sophia.estuary.control.client import ControlPlane
+    from sophia.estuary.control.observation import fed_by_estuary, observed_prefix
 
     if not fed_by_estuary(catalog, settings.profile):
         return

@@ -77,6 +77,7 @@ class Locked:
     generation: int
     floor: Clock
     erasures: int
+    key_fields: tuple[str, ...]
 
 
 @dataclass(slots=True)
@@ -103,8 +104,8 @@ def lock(connection: Connection, names: Sequence[str]) -> dict[str, Locked]:
     """
     rows = connection.execute(Q["lock_collections"], {"names": list(names)}, prepare=True).fetchall()
     locked = {
-        name: Locked(name, number, generation, Clock(*floor), erasures)
-        for name, number, generation, floor, erasures in rows
+        name: Locked(name, number, generation, Clock(*floor), erasures, tuple(key_fields))
+        for name, number, generation, floor, erasures, key_fields in rows
     }
     for name in names:
         if name not in locked:

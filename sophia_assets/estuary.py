@@ -11,9 +11,9 @@ import dagster as dg
 from resources import DatabaseResource, EstuaryResource
 from sophia.catalog import Catalog
 from sophia.errors import ConfigurationError, TemporaryError
-from sophia.estuary.observation import CollectionView, Look, fed_by_estuary
-from sophia.estuary.schema_watch import mismatches, shapes_of
-from sophia.estuary.verdicts import (
+from sophia.estuary.control.observation import CollectionView, Look, fed_by_estuary
+from sophia.estuary.control.schema_watch import mismatches, shapes_of
+from sophia.estuary.control.verdicts import (
     COLLECTION_CHECKS,
     SOURCE_CHECKS,
     Verdict,

@@ -12,7 +12,7 @@ import sys
 
 import typer
 
-from sophia.cli import estuary, operate, processes, query
+from sophia.cli import estuary, operate, processes, query, status
 
 app = typer.Typer(
     name="sophia",
@@ -21,7 +21,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for module in (query, operate, processes, estuary):
+for module in (query, status, operate, processes, estuary):
     module.register(app)
 
 

@@ -91,3 +91,8 @@ def _encode(value: Any) -> Any:
     if isinstance(value, Mapping):
         return dict(value)
     return str(value)
+
+
+def minute(value: datetime | None) -> str | None:
+    """A time as it stands in a table."""
+    return None if value is None else f"{value:%Y-%m-%d %H:%M}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from sophia.cli import estuary_catalog, estuary_replay, estuary_stand_in, estuary_status
+from sophia.cli import estuary_catalog, estuary_rekey, estuary_replay, estuary_stand_in, estuary_status
 
 
 def register(app: typer.Typer) -> None:
@@ -15,3 +15,4 @@ def register(app: typer.Typer) -> None:
     estuary_stand_in.register(estuary)
     estuary_status.register(estuary)
     estuary_replay.register(estuary)
+    estuary_rekey.register(estuary)

@@ -12,8 +12,8 @@ from sophia.catalog.models import Environment
 from sophia.cli.context import Context, Json, begin, show_json
 
 if TYPE_CHECKING:
-    from sophia.estuary.discovery import Discovered
-    from sophia.estuary.publish import Prepared
+    from sophia.estuary.catalog.discovery import Discovered
+    from sophia.estuary.catalog.publish import Prepared
 
 In = Annotated[Environment, typer.Option("--environment", "-e", help="Whose tree.")]
 
@@ -37,10 +37,10 @@ def render(
     ] = None,
 ) -> None:
     """Write Estuary's flow.yaml tree from the catalog, checked; or check one that is there."""
-    from sophia.estuary.catalog import render_tree
-    from sophia.estuary.files import write_tree
-    from sophia.estuary.flow_checks import check_file
-    from sophia.estuary.publish import ENVIRONMENTS, rendered_models
+    from sophia.estuary.catalog.files import write_tree
+    from sophia.estuary.catalog.flow_checks import check_file
+    from sophia.estuary.catalog.publish import ENVIRONMENTS, rendered_models
+    from sophia.estuary.catalog.render import render_tree
 
     if check is not None:
         typer.echo(f"{check}: {len(check_file(check).specs)} definitions, nothing wrong")
@@ -93,8 +93,8 @@ def apply(
 ) -> None:
     """Publish what differs, through flowctl. Exit code 1 without --yes if something is to do."""
     from sophia.errors import SophiaError
-    from sophia.estuary.flowctl import flowctl_of
-    from sophia.estuary.publish import apply as publish
+    from sophia.estuary.catalog.flowctl import flowctl_of
+    from sophia.estuary.catalog.publish import apply as publish
 
     context = begin()
     prepared = _prepared(context, environment, backfill or [])
@@ -122,7 +122,7 @@ def apply(
 
 
 def _discovered(context: Context) -> Discovered:
-    from sophia.estuary.discovery import discover
+    from sophia.estuary.catalog.discovery import discover
 
     discovered = discover(context.catalog, context.settings)
     for note in discovered.notes:
@@ -131,8 +131,8 @@ def _discovered(context: Context) -> Discovered:
 
 
 def _prepared(context: Context, environment: Environment, backfill: list[str]) -> Prepared:
-    from sophia.estuary.flowctl import flowctl_of
-    from sophia.estuary.publish import prepare
+    from sophia.estuary.catalog.flowctl import flowctl_of
+    from sophia.estuary.catalog.publish import prepare
 
     flowctl = flowctl_of(context.settings, os.environ)
     tables = _discovered(context).tables

@@ -12,9 +12,9 @@ import typer
 from sophia.cli.context import Context, Json, begin, connected, show_json
 
 if TYPE_CHECKING:
-    from sophia.estuary.control_shapes import Authorization
-    from sophia.estuary.intake import Taken
-    from sophia.estuary.journals import Replayed
+    from sophia.estuary.control.shapes import Authorization
+    from sophia.estuary.intake.take import Taken
+    from sophia.estuary.journals.replay import Replayed
 
 
 def register(estuary: typer.Typer) -> None:
@@ -37,9 +37,9 @@ def replay(
     """
     from rich.progress import Progress
 
-    from sophia.estuary.broker import Broker
-    from sophia.estuary.control import ControlPlane
-    from sophia.estuary.journals import replay as run_replay
+    from sophia.estuary.control.client import ControlPlane
+    from sophia.estuary.journals.broker import Broker
+    from sophia.estuary.journals.replay import replay as run_replay
 
     context = begin()
     name = _name(context, collection)
@@ -85,8 +85,8 @@ def _show(name: str, figures: Replayed, *, dry_run: bool) -> None:
 def _name(context: Context, collection: str) -> str:
     """The collection's full name in the environment that is observed."""
     from sophia.errors import ConfigurationError
+    from sophia.estuary.control.observation import fed_by_estuary, observed_environment, observed_prefix
     from sophia.estuary.naming import collection_name
-    from sophia.estuary.observation import fed_by_estuary, observed_environment, observed_prefix
 
     catalog, settings = context.catalog, context.settings
     entry = catalog.collection(collection)
@@ -99,8 +99,8 @@ def _name(context: Context, collection: str) -> str:
 
 
 def _take(context: Context, collection: str, connection: Any) -> Any:
-    from sophia.estuary.documents import Reader
-    from sophia.estuary.intake import feeds, take_documents
+    from sophia.estuary.intake.documents import Reader
+    from sophia.estuary.intake.take import feeds, take_documents
 
     catalog = context.catalog
     reader = Reader(feeds(connection, catalog, context.settings.profile)[catalog.collection(collection).estuary])

@@ -12,9 +12,9 @@ from sophia.cli.context import Json, begin, connected, show_json
 
 if TYPE_CHECKING:
     from sophia.catalog.models import Collection
-    from sophia.estuary.faults import Faults
-    from sophia.estuary.materialize import Materializer
-    from sophia.estuary.sweep import Swept
+    from sophia.estuary.source.sweep import Swept
+    from sophia.estuary.stand_in.faults import Faults
+    from sophia.estuary.stand_in.materialize import Materializer
 
 Chance = typer.Option(min=0.0, max=1.0, rich_help_panel="Faults, each a chance from 0 to 1")
 
@@ -54,7 +54,7 @@ def send(
     transaction, cut anew; reorder mixes its keys.
     """
     from sophia.errors import ConfigurationError
-    from sophia.estuary.faults import Faults
+    from sophia.estuary.stand_in.faults import Faults
 
     context = begin()
     entry = context.catalog.collection(collection)
@@ -95,11 +95,11 @@ def _send(
     from rich.progress import Progress
 
     from sophia.errors import ConfigurationError
-    from sophia.estuary import trial
-    from sophia.estuary.journal import Journal
-    from sophia.estuary.materialize import Figures, Materialization, Materializer
-    from sophia.estuary.source_postgres import Captured
-    from sophia.estuary.webhook import Binding, Endpoint
+    from sophia.estuary.stand_in import trial
+    from sophia.estuary.stand_in.journal import Journal
+    from sophia.estuary.stand_in.materialize import Figures, Materialization, Materializer
+    from sophia.estuary.stand_in.source_postgres import Captured
+    from sophia.estuary.stand_in.webhook import Binding, Endpoint
 
     table = table or entry.table
     if file is None and table is None:
@@ -163,7 +163,7 @@ def sweep(
     """Delete documents whose rows are gone from the source without a delivery that said so. Each is verified first."""
     from rich.progress import Progress
 
-    from sophia.estuary.sweep import sweep as run_sweep
+    from sophia.estuary.source.sweep import sweep as run_sweep
 
     context = begin()
     moment = datetime.now(UTC) if before is None else before.replace(tzinfo=UTC)

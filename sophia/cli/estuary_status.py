@@ -10,7 +10,7 @@ import typer
 from sophia.cli.context import Context, Json, begin, connected, show_json, show_table
 
 if TYPE_CHECKING:
-    from sophia.estuary.observation import CollectionView, Look, Position
+    from sophia.estuary.control.observation import CollectionView, Look, Position
 
 
 def register(estuary: typer.Typer) -> None:
@@ -40,8 +40,8 @@ def status(
 
 
 def _look(context: Context) -> Look:
-    from sophia.estuary.control import ControlPlane
-    from sophia.estuary.observation import look
+    from sophia.estuary.control.client import ControlPlane
+    from sophia.estuary.control.observation import look
 
     settings = context.settings
     with connected(context) as (_, connection), ControlPlane(settings.estuary) as client:
@@ -84,7 +84,7 @@ def _show(look: Look) -> None:
         right=["written", "delivered", "lag", "waits", "errors", "alerts"],
     )
     if look.alerts:
-        from sophia.estuary.alerts import alert_kind
+        from sophia.estuary.control.alerts import alert_kind
 
         show_table(
             "alerts that fire",
@@ -140,12 +140,10 @@ def _ours_json(ours: Position) -> dict[str, Any]:
 
 
 def _show_ours(context: Context, as_json: bool) -> None:
-    from sophia.estuary.naming import collection_name
-    from sophia.estuary.observation import fed_by_estuary, observed_environment, observed_prefix, positions
+    from sophia.estuary.control.observation import fed_names, positions
 
-    catalog, settings = context.catalog, context.settings
-    environment = observed_environment(catalog, observed_prefix(catalog, settings.estuary))
-    names = {c.name: collection_name(catalog, c, environment) for c in fed_by_estuary(catalog, settings.profile)}
+    settings = context.settings
+    names = fed_names(context.catalog, settings.profile, settings.estuary)
     with connected(context) as (_, connection):
         found = positions(connection, names)
     if as_json:
@@ -164,7 +162,7 @@ def _show_ours(context: Context, as_json: bool) -> None:
 
 
 def _show_controllers(context: Context, names: list[str], as_json: bool) -> None:
-    from sophia.estuary.control import ControlPlane
+    from sophia.estuary.control.client import ControlPlane
 
     with ControlPlane(context.settings.estuary) as client:
         found = client.status(names)

@@ -27,12 +27,12 @@ def capture(
     source: Annotated[list[str] | None, typer.Option(help="Capture only this source; may be given again.")] = None,
 ) -> None:
     """Capture this profile's PostgreSQL and Snowflake sources into the inbox."""
-    from sophia.capture import Capture, postgres_sources
-    from sophia.capture.snowflake import SnowflakeCapture, snowflake_sources
     from sophia.database import open_database
     from sophia.errors import ConfigurationError
+    from sophia.services.captures import captures
     from sophia.services.metrics import CaptureMetrics, exposed
-    from sophia.services.worker import Loop, run_together, stop_on_signals
+    from sophia.services.pauses import expect_batches
+    from sophia.services.worker import run_together, stop_on_signals
 
     context = begin()
     settings = context.settings.capture
@@ -40,19 +40,15 @@ def capture(
     if source:
         catalog = catalog.model_copy(update={"sources": tuple(catalog.source(name) for name in source)})
     database = open_database(context.settings)
-    sources = postgres_sources(catalog, context.settings, database)
-    others = snowflake_sources(catalog, context.settings)
-    if not sources and not others:
+    loops, sources = captures(catalog, context.settings, database)
+    if not loops:
         raise ConfigurationError(
             f"no PostgreSQL or Snowflake source has collections in profile {context.settings.profile!r}"
         )
     stop = stop_on_signals()
-    loops = [Loop(f"capture {s.name}", c.run, c.ready) for s in sources for c in [Capture(s, database, settings)]]
-    for other in others:
-        reader = SnowflakeCapture(other, database, context.settings.snowflake, settings)
-        loops.append(Loop(f"capture {other.name}", reader.run, reader.ready))
     metrics = CaptureMetrics(database, sources)
     with exposed(metrics, settings.metrics_host, settings.metrics_port, loops, "SOPHIA_CAPTURE__METRICS_PORT"):
+        expect_batches()
         run_together(loops, stop)
 
 
@@ -63,6 +59,7 @@ def indexer(
     from sophia.database import open_database
     from sophia.indexing.indexer import indexers
     from sophia.services.metrics import IndexerMetrics, exposed
+    from sophia.services.pauses import expect_batches
     from sophia.services.worker import Loop, run_together, stop_on_signals
 
     context = begin()
@@ -74,6 +71,7 @@ def indexer(
     metrics.watch(ChainMap(*(indexing.embedders for indexing in each)))
     loops = [Loop(f"indexer of {indexing.kind}", indexing.run, indexing.ready) for indexing in each]
     with exposed(metrics, settings.metrics_host, settings.metrics_port, loops, "SOPHIA_INDEXER__METRICS_PORT"):
+        expect_batches()
         run_together(loops, stop)
 
 

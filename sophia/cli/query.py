@@ -1,24 +1,18 @@
-"""Commands that only look: search, status, versions, why, plan, doctor, verify, dead-letters, catalog."""
+"""Commands that only look: search, versions, why, plan, doctor, verify, dead-letters, catalog."""
 
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-from sophia.cli.context import Json, begin, connected, show_json, show_table
-
-if TYPE_CHECKING:
-    from datetime import datetime
-
-    from sophia.indexing.status import IndexStatus
+from sophia.cli.context import Json, begin, connected, minute, show_json, show_table
 
 
 def register(app: typer.Typer) -> None:
     """Add this module's commands."""
     app.command()(search)
-    app.command()(status)
     app.command()(versions)
     app.command()(why)
     app.command()(plan)
@@ -84,74 +78,6 @@ def parse_filter(item: str) -> tuple[str, Any]:
         return field, value
 
 
-def status(as_json: bool = Json) -> None:
-    """How far every index is: documents, lag, backlog, model."""
-    from sophia.indexing.status import capture_status, index_status
-    from sophia.indexing.versions import active_versions
-    from sophia.stores.pgvector_graph import build_progress
-
-    with connected(begin()) as (database, connection):
-        indexes = index_status(connection)
-        captures = capture_status(connection)
-        builds = [build for version in active_versions(connection) if (build := build_progress(connection, version))]
-        shown = database.shown
-    if as_json:
-        fields = [{name: getattr(c, name) for name in c.__slots__} for c in captures]
-        building = [{name: getattr(build, name) for name in build.__slots__} for build in builds]
-        show_json(
-            {
-                "indexes": [s.to_json() for s in indexes],
-                "captures": fields,
-                "building": building,
-                "database": shown,
-            }
-        )
-        return
-    if not indexes:
-        typer.echo("no index has been built yet; `make demo` shows the whole way, `make up` runs everything")
-        return
-    show_table(
-        "indexes",
-        ["index", "indexed", "wait", "parked", "p50, p95 ms", "model", "in step"],
-        [
-            (
-                f"{s.index} v{s.version}" + ("" if s.state == "serving" else f" ({s.state})"),
-                f"{s.indexed}/{s.documents}",
-                s.backlog,
-                s.parked,
-                f"{_ms(s.lag_p50_ms)}, {_ms(s.lag_p95_ms)}",
-                s.model,
-                _level(s),
-            )
-            for s in indexes
-        ],
-        right=["indexed", "wait", "parked", "p50, p95 ms"],
-    )
-    show_table(
-        "verification",
-        ["index", "verified up to", "deep scan", "last whole one", "ended", "found, repaired"],
-        [
-            (
-                f"{s.index} v{s.version}",
-                s.verified_lsn or (f"position {s.verified}" if s.verified else "nothing yet"),
-                f"{s.scanned:.0%}",
-                "-" if s.scan_seconds is None else f"{s.scan_seconds:.0f} s",
-                _minute(s.scan_ended_at) or "-",
-                f"{s.drift_found}, {s.drift_repaired}",
-            )
-            for s in indexes
-        ],
-        right=["deep scan", "last whole one", "found, repaired"],
-    )
-    show_table(
-        "captures",
-        ["source", "slot", "confirmed", "tables"],
-        [(c.source, c.slot, c.confirmed_lsn, f"{c.complete}/{c.tables}") for c in captures],
-    )
-    for build in builds:
-        typer.echo(str(build))
-
-
 def versions(
     index: Annotated[str, typer.Argument(help="Name of the index.")],
     as_json: bool = Json,
@@ -171,7 +97,7 @@ def versions(
             (
                 f"v{r.version}",
                 r.state,
-                _minute(r.superseded_at or r.promoted_at or r.created_at),
+                minute(r.superseded_at or r.promoted_at or r.created_at),
                 f"{r.model} ({r.dimension})",
                 r.position,
                 r.documents,
@@ -293,8 +219,8 @@ def dead_letters(
     as_json: bool = Json,
 ) -> None:
     """Documents that could not be taken or indexed, with the reason."""
-    from sophia.estuary.intake import feeds
-    from sophia.estuary.replay import replay_parked
+    from sophia.estuary.intake.parked import replay_parked
+    from sophia.estuary.intake.take import feeds
     from sophia.inbox import request_reread
     from sophia.indexing.status import dead_letters as listed
 
@@ -356,18 +282,3 @@ def catalog(
 def _shorten(text: str, length: int = 160) -> str:
     line = " ".join(text.split())
     return line if len(line) <= length else line[: length - 1] + "…"
-
-
-def _minute(value: datetime | None) -> str | None:
-    return None if value is None else f"{value:%Y-%m-%d %H:%M}"
-
-
-def _ms(value: float | None) -> str:
-    return "-" if value is None else f"{value:.1f}"
-
-
-def _level(status: IndexStatus) -> str:
-    if status.level:
-        return f"at {status.source_lsn}"
-    behind = f"{status.shards_behind} of {status.shards} shards to compare" if status.shards_behind else "behind"
-    return behind if status.indexer_running else f"{behind}, no indexer runs"

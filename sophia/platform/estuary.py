@@ -18,7 +18,7 @@ from sophia.platform.reconcile import Action, Change, Finding, Observed, Plan, R
 from sophia.platform.systems import PlatformSystems
 
 if TYPE_CHECKING:
-    from sophia.estuary.plan import Models
+    from sophia.estuary.catalog.plan import Models
 
 NOT_CONFIGURED = "flowctl is not configured: install it, and set FLOW_API_KEY, FLOW_AUTH_TOKEN or SOPHIA_ESTUARY__TOKEN"
 _ACTIONS: dict[str, Action] = {"add": "create", "change": "update", "remove": "none", "none": "none"}
@@ -49,7 +49,7 @@ class EstuaryReconciler:
 
     def render(self, entry: EstuaryTree) -> Rendered:
         """The flow.yaml tree; raises UnknownEntryError for a secret that the catalog lacks."""
-        from sophia.estuary.catalog import render_tree
+        from sophia.estuary.catalog.render import render_tree
 
         return Rendered(
             {f"estuary/{entry.name}/{path}": text for path, text in render_tree(self.catalog, entry.name).items()}
@@ -66,9 +66,9 @@ class EstuaryReconciler:
         if isinstance(live, Observed):
             return make_plan(self.kind, entry.name, self.render(entry), live)
         from sophia.catalog.errors import CatalogError
-        from sophia.estuary.plan import compare
-        from sophia.estuary.publish import rendered_models
-        from sophia.estuary.references import as_published
+        from sophia.estuary.catalog.plan import compare
+        from sophia.estuary.catalog.publish import rendered_models
+        from sophia.estuary.catalog.references import as_published
 
         try:
             desired = rendered_models(self.catalog, entry.name)
@@ -95,7 +95,7 @@ class EstuaryReconciler:
     def _live(self, entry: EstuaryTree) -> Models | Observed:
         if self.systems.flowctl is None:
             return Observed.unknown(NOT_CONFIGURED)
-        from sophia.estuary.publish import published
+        from sophia.estuary.catalog.publish import published
 
         try:
             return published(self.catalog, entry.name, self.systems.flowctl)
@@ -104,7 +104,7 @@ class EstuaryReconciler:
 
     def _findings(self, entry: EstuaryTree) -> Iterator[Finding]:
         from sophia.catalog.errors import CatalogError
-        from sophia.estuary.publish import rendered_models
+        from sophia.estuary.catalog.publish import rendered_models
 
         folder = f"estuary/{entry.name}"
         try:
@@ -120,7 +120,7 @@ class EstuaryReconciler:
 
 
 def _observed(live: Models) -> Observed:
-    from sophia.estuary.plan import text_of
+    from sophia.estuary.catalog.plan import text_of
 
     if not live:
         return Observed("absent", "nothing is published below the prefix", digest=files_digest({}))

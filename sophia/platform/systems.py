@@ -10,7 +10,7 @@ from sophia.errors import ConfigurationError
 from sophia.settings import Settings
 
 if TYPE_CHECKING:
-    from sophia.estuary.flowctl import Flowctl
+    from sophia.estuary.catalog.flowctl import Flowctl
 
 DEFAULT_REGISTRY = "registry.example.com/sophia"
 
@@ -74,7 +74,7 @@ def systems_of(settings: Settings, environ: Mapping[str, str]) -> PlatformSystem
 
 
 def _flowctl(settings: Settings, environ: Mapping[str, str]) -> Flowctl | None:
-    from sophia.estuary.flowctl import flowctl_of
+    from sophia.estuary.catalog.flowctl import flowctl_of
 
     try:
         return flowctl_of(settings, environ)

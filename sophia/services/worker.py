@@ -11,7 +11,7 @@ from types import FrameType
 
 import psycopg
 
-from sophia.errors import FencedError, TemporaryError
+from sophia.errors import ConfigurationError, FencedError, TemporaryError
 
 logger = logging.getLogger("sophia.worker")
 FIRST_DELAY_SECONDS = 0.2
@@ -65,12 +65,19 @@ def keep_running(loop: Loop, stop: threading.Event) -> None:
 
 
 def run_together(loops: Sequence[Loop], stop: threading.Event) -> None:
-    """Run several loops in threads. The first that fails stops the others and its error is raised."""
+    """Run several loops in threads until all have ended; then the first failure is raised.
+
+    What a person must mend ends its own loop, which is not ready from then on. Any other failure stops all of them.
+    """
     failures: list[BaseException] = []
 
     def guarded(loop: Loop) -> None:
         try:
             keep_running(loop, stop)
+        except ConfigurationError as error:
+            loop.ready.clear()
+            failures.append(error)
+            logger.error("%s has ended, start it again when this is mended: %s", loop.name, error)
         except BaseException as error:
             failures.append(error)
             stop.set()

@@ -1,7 +1,8 @@
 -- name: lock_collections
 -- Serialises the writers of a collection until commit; positions are handed out under this lock. Locked by name, so
 -- that two writers of several collections wait for each other in the same order.
-SELECT name, id, generation, floor, erasures FROM sophia.collections WHERE name = ANY(%(names)s) ORDER BY name FOR UPDATE
+SELECT name, id, generation, floor, erasures, key_fields
+FROM sophia.collections WHERE name = ANY(%(names)s) ORDER BY name FOR UPDATE
 
 -- name: bases
 -- What partial documents are merged into: the current documents of these keys.
@@ -129,7 +130,12 @@ SELECT d.key FROM sophia.documents d JOIN sophia.collections c ON c.id = d.colle
 WHERE c.name = %(name)s AND d.missing <> '{}' LIMIT %(limit)s
 
 -- name: request_reread
--- The capture reads what lacks anything; '*' says that the whole row is wanted.
+-- The capture reads what lacks anything; '*' says that the whole row is wanted. One that could not be read is tried
+-- again as if it were the first time.
+WITH forgotten AS (
+    UPDATE sophia.dead_letters x SET attempts = 0 FROM sophia.collections c
+    WHERE c.id = x.collection_id AND x.stage = 'inbox' AND (%(collection)s::text IS NULL OR c.name = %(collection)s)
+)
 UPDATE sophia.documents d SET missing = '{*}'
 FROM sophia.dead_letters x JOIN sophia.collections c ON c.id = x.collection_id
 WHERE d.collection_id = x.collection_id AND d.key = x.key AND NOT d.deleted

@@ -26,6 +26,16 @@ SELECT count(b::jsonb - '_meta') FROM unnest(%(bodies)s::text[]) AS b
 -- name: collection_keys
 SELECT name, key_fields FROM sophia.collections WHERE name = ANY(%(names)s)
 
+-- name: forget_keys
+-- What is still to be done about rows of a collection whose keys are no keys any more.
+WITH rereads AS (
+    DELETE FROM sophia.rereads WHERE collection_id = %(collection_id)s
+)
+DELETE FROM sophia.dead_letters WHERE collection_id = %(collection_id)s AND version_id IS NULL AND key IS NOT NULL
+
+-- name: count_documents
+SELECT count(*) FROM sophia.documents WHERE collection_id = %(collection_id)s AND NOT deleted
+
 -- name: parked_ids
 SELECT id FROM sophia.parked ORDER BY id
 

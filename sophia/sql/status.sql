@@ -17,7 +17,8 @@ SELECT v.id AS version_id, v.index_name AS index, v.number AS version, v.state, 
             ELSE (SELECT d.lsn FROM sophia.documents d WHERE d.collection_id = c.id AND NOT d.bulk
                   AND d.position <= w.verified ORDER BY d.position DESC LIMIT 1) END::text AS verified_lsn,
        COALESCE(w.next_bucket, 0) / 65536.0::float8 AS scanned, w.cycle_seconds AS scan_seconds,
-       w.cycle_ended_at AS scan_ended_at, COALESCE(w.found, 0) AS drift_found, COALESCE(w.repaired, 0) AS drift_repaired
+       w.cycle_ended_at AS scan_ended_at, COALESCE(w.found, 0) AS drift_found, COALESCE(w.repaired, 0) AS drift_repaired,
+       pg_stat_get_live_tuples(to_regclass(format('indexes.%%I', v.store_name || '_fresh'))) AS fresh
 FROM sophia.index_versions v
 JOIN sophia.collections c ON c.id = v.collection_id
 LEFT JOIN sophia.scans w ON w.version_id = v.id
@@ -35,7 +36,8 @@ SELECT v.id,
        (SELECT count(*) FROM sophia.documents d WHERE d.collection_id = v.collection_id AND NOT d.deleted),
        (SELECT count(*) FROM sophia.ledger l WHERE l.version_id = v.id AND NOT l.deleted AND l.state = 'applied'),
        (SELECT COALESCE(sum(cardinality(l.content_hashes)), 0) FROM sophia.ledger l WHERE l.version_id = v.id)::bigint,
-       (SELECT count(*) FROM sophia.ledger l WHERE l.version_id = v.id AND l.state = 'parked')
+       (SELECT count(*) FROM sophia.ledger l WHERE l.version_id = v.id AND l.state = 'parked'),
+       (SELECT count(*) FROM sophia.ledger l WHERE l.version_id = v.id AND l.state = 'pending')
 FROM sophia.index_versions v WHERE v.id = ANY(%(ids)s)
 
 -- name: captures
@@ -94,7 +96,9 @@ SELECT name, generation, position, source_lsn::text AS source_lsn, source_time F
 SELECT c.name, c.generation, c.position, c.source_lsn::text AS source_lsn, c.source_time,
        (SELECT count(*) FROM sophia.documents d WHERE d.collection_id = c.id AND NOT d.deleted) AS documents,
        (SELECT count(*) FROM sophia.dead_letters x WHERE x.collection_id = c.id)
-       + (SELECT count(*) FROM sophia.parked p WHERE p.collection_id = c.id) AS dead_letters
+       + (SELECT count(*) FROM sophia.parked p WHERE p.collection_id = c.id) AS dead_letters,
+       (SELECT count(*) FROM sophia.parked p WHERE p.collection_id = c.id) AS parked,
+       (SELECT count(*) FROM sophia.rereads r WHERE r.collection_id = c.id) AS rereads
 FROM sophia.collections c WHERE %(names)s::text[] IS NULL OR c.name = ANY(%(names)s) ORDER BY c.name
 
 -- name: touched_shards

@@ -12,7 +12,7 @@ from psycopg.rows import TupleRow
 
 from sophia.catalog import Catalog
 from sophia.database import Database
-from sophia.estuary.intake import feeds
+from sophia.estuary.intake.take import feeds
 from sophia.services.draining import serve_until_stopped
 from sophia.services.intake.app import create_intake
 from sophia.services.listening import listen
@@ -69,4 +69,4 @@ def start_intake(database: Database, settings: Settings) -> Iterator[Callable[[C
     yield start
     stop.set()
     for thread in threads:
-        thread.join(30)
+        thread.join(60)

@@ -13,12 +13,12 @@ from psycopg.rows import TupleRow
 from sophia.catalog import Catalog
 from sophia.database import Database
 from sophia.documents import uuid_clock
-from sophia.estuary.journal import Entry, Journal
-from sophia.estuary.materialize import Materialization, Materializer
-from sophia.estuary.source_postgres import Captured, PostgresEndpoint, SourcePostgres
 from sophia.estuary.stamps import Producer
-from sophia.estuary.triggers import Triggers
-from sophia.estuary.webhook import Binding, Endpoint
+from sophia.estuary.stand_in.journal import Entry, Journal
+from sophia.estuary.stand_in.materialize import Materialization, Materializer
+from sophia.estuary.stand_in.source_postgres import Captured, PostgresEndpoint, SourcePostgres
+from sophia.estuary.stand_in.triggers import Triggers
+from sophia.estuary.stand_in.webhook import Binding, Endpoint
 from tests.catalogs import changed
 
 Connection = psycopg.Connection[TupleRow]

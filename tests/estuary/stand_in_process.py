@@ -11,12 +11,12 @@ from pathlib import Path
 from sophia import failpoints
 from sophia.catalog import default_path, load
 from sophia.database.connect import connect
-from sophia.estuary.materialize import Materialization, Materializer
-from sophia.estuary.reread import reread_collection
-from sophia.estuary.source_postgres import Captured, PostgresEndpoint, SourcePostgres
-from sophia.estuary.sweep import sweep
-from sophia.estuary.triggers import parse_triggers
-from sophia.estuary.webhook import Endpoint
+from sophia.estuary.source.reread import reread_collection
+from sophia.estuary.source.sweep import sweep
+from sophia.estuary.stand_in.materialize import Materialization, Materializer
+from sophia.estuary.stand_in.source_postgres import Captured, PostgresEndpoint, SourcePostgres
+from sophia.estuary.stand_in.triggers import parse_triggers
+from sophia.estuary.stand_in.webhook import Endpoint
 from sophia.settings import load_settings
 from tests.estuary.scene import ITEMS, NAME, TASK, estuary_catalog
 

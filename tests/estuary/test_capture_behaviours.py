@@ -12,9 +12,10 @@ import pytest
 
 from sophia.documents import parse_lsn, uuid_clock, uuid_time
 from sophia.errors import TemporaryError
-from sophia.estuary.journal import Journal
-from sophia.estuary.source_postgres import KEYLESS, describe_table, key_pointers, request_backfill
+from sophia.estuary.source.tables import describe_table
 from sophia.estuary.stamps import ACK_TXN, CONTINUE_TXN, MICROSECOND, OUTSIDE_TXN, Producer, uuid_flags, uuid_of
+from sophia.estuary.stand_in.journal import Journal
+from sophia.estuary.stand_in.source_postgres import KEYLESS, key_pointers, request_backfill
 from tests.estuary.scene import Source, state_of
 from tests.waiting import until
 

@@ -11,13 +11,13 @@ from psycopg.rows import TupleRow
 
 from sophia.documents import uuid_time
 from sophia.errors import TemporaryError
-from sophia.estuary import broker as module
-from sophia.estuary import control
-from sophia.estuary.broker import Broker
-from sophia.estuary.control import ATTEMPTS, ControlPlane
-from sophia.estuary.control_shapes import Authorization
-from sophia.estuary.intake import Taken, take_documents
-from sophia.estuary.journals import Replayed, replay
+from sophia.estuary.control import client
+from sophia.estuary.control.client import ATTEMPTS, ControlPlane
+from sophia.estuary.control.shapes import Authorization
+from sophia.estuary.intake.take import Taken, take_documents
+from sophia.estuary.journals import broker as module
+from sophia.estuary.journals.broker import Broker
+from sophia.estuary.journals.replay import Replayed, replay
 from sophia.estuary.stamps import ACK_TXN
 from tests.estuary_control.answers import Answer
 from tests.estuary_control.data_plane import clock_of
@@ -31,7 +31,7 @@ both = pytest.mark.parametrize("rest", [True, False], ids=["rest", "gateway"])
 @pytest.fixture(autouse=True)
 def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     found: list[float] = []
-    monkeypatch.setattr(control, "sleep", found.append)
+    monkeypatch.setattr(client, "sleep", found.append)
     monkeypatch.setattr(module, "sleep", found.append)
     return found
 
@@ -134,7 +134,7 @@ def test_13_a_replay_that_is_broken_off_is_run_again(
     take: Callable[[bytes], Taken],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("sophia.estuary.journals.TAKE_DOCUMENTS", 3)
+    monkeypatch.setattr("sophia.estuary.journals.replay.TAKE_DOCUMENTS", 3)
     journal = estuary.data.journal(NAME)
     for number in range(1, 60, 2):
         journal.commit([number])

@@ -44,7 +44,7 @@ class Process:
     def kill(self) -> None:
         if self.running is not None:
             self.running.kill()
-            self.running.join(30)
+            self.running.join(60)
 
 
 @pytest.fixture

@@ -16,13 +16,14 @@ from sophia.catalog import Catalog
 from sophia.database import Database
 from sophia.documents import Change, Clock, Key, canonical_key, key_hash, uuid_time
 from sophia.errors import ConfigurationError, SourceError
-from sophia.estuary import source_rows
-from sophia.estuary import sweep as sweep_module
-from sophia.estuary.reread import Rereader, reread_collection
-from sophia.estuary.source_rows import SourceRows
+from sophia.estuary.source import rows as source_rows
+from sophia.estuary.source import sweep as sweep_module
+from sophia.estuary.source.reread import MOST_ROWS, Rereader, reread_collection
+from sophia.estuary.source.rows import SourceRows
+from sophia.estuary.source.sweep import Swept, sweep
 from sophia.estuary.stamps import clock_at
-from sophia.estuary.sweep import Swept, sweep
 from sophia.settings import Settings
+from tests.catalogs import changed, replaced
 from tests.estuary.scene import estuary_catalog
 from tests.waiting import until
 
@@ -60,8 +61,8 @@ class Inbox:
             [self.id, canonical_key([number]), [1, position, 0]],
         )
 
-    def reread(self) -> int:
-        return reread_collection(self.connection, self.collection, self.database.url)
+    def reread(self, limit: int = MOST_ROWS) -> int:
+        return reread_collection(self.connection, self.collection, self.database.url, limit)
 
     def unanswered(self) -> list[str]:
         return [row[0] for row in self.connection.execute("SELECT key FROM sophia.rereads ORDER BY key")]
@@ -205,6 +206,7 @@ def test_dead_letters_of_what_was_read_again_go(scene: Inbox) -> None:
     scene.row(1, "whole")
     scene.deliver(1, {}, position=20, missing=("*",))
     inbox.park(scene.connection, "items", "[1]", stage="inbox", reason="a test", clock=Clock(1, 20, 0))
+    rest_is_over(scene)
     scene.reread()
     assert scene.connection.execute("SELECT count(*) FROM sophia.dead_letters").fetchone() == (0,)
 
@@ -241,9 +243,14 @@ def test_a_key_that_its_column_cannot_hold_belongs_to_no_row_and_stops_no_other(
 
 def unreadable_row(scene: Inbox, number: int) -> None:
     """A row that its server holds and Python's parser does not read."""
-    scene.connection.execute("ALTER TABLE items ADD COLUMN extra json")
+    scene.connection.execute("ALTER TABLE items ADD COLUMN IF NOT EXISTS extra json")
     scene.row(number, "a private text")
     scene.connection.execute("UPDATE items SET extra = %s WHERE id = %s", ["[" * 2_000 + "]" * 2_000, number])
+
+
+def rest_is_over(scene: Inbox) -> None:
+    """What could not be read may be tried again."""
+    scene.connection.execute("UPDATE sophia.dead_letters SET last_seen = last_seen - interval '1 hour'")
 
 
 def test_a_row_that_cannot_be_read_holds_up_no_other_and_is_not_shown_as_it_was(
@@ -258,8 +265,9 @@ def test_a_row_that_cannot_be_read_holds_up_no_other_and_is_not_shown_as_it_was(
     rereader = Rereader(scene.catalog, scene.database, scene.settings)
     stop = threading.Event()
     with caplog.at_level("WARNING", logger="sophia.estuary"):
-        assert rereader._look(scene.connection, stop) == 1
-        assert rereader._look(scene.connection, stop) == 1
+        rereader._look(scene.connection, stop)
+        rest_is_over(scene)
+        rereader._look(scene.connection, stop)
     assert "1 rows cannot be read" in caplog.text
     assert "private" not in caplog.text
     assert scene.unanswered() == ["[1]"]
@@ -270,10 +278,52 @@ def test_a_row_that_cannot_be_read_holds_up_no_other_and_is_not_shown_as_it_was(
     parked = scene.connection.execute("SELECT key, reason, attempts FROM sophia.dead_letters").fetchall()
     assert [(key, "nested too deep" in reason, attempts) for key, reason, attempts in parked] == [("[1]", True, 2)]
     scene.connection.execute("UPDATE items SET extra = '[]' WHERE id = 1")
-    assert rereader._look(scene.connection, stop) == 0
+    rest_is_over(scene)
+    rereader._look(scene.connection, stop)
     assert scene.documents()["[1]"][0] == {"id": 1, "body": "a private text", "n": 1, "extra": []}
     assert scene.connection.execute("SELECT FROM sophia.dead_letters").fetchall() == []
     assert scene.unanswered() == []
+
+
+@pytest.mark.parametrize("how", ["asked for", "incomplete"])
+def test_rows_that_can_never_be_read_starve_no_other(scene: Inbox, how: str) -> None:
+    """Here two rows are looked at once, and three cannot be read, which came first."""
+
+    def want(number: int) -> None:
+        if how == "asked for":
+            scene.ask(number, position=30)
+        else:
+            scene.deliver(number, {}, position=30, missing=("body",))
+
+    def attempts() -> list[int]:
+        rows = scene.connection.execute("SELECT attempts FROM sophia.dead_letters ORDER BY key").fetchall()
+        return [row[0] for row in rows]
+
+    for number in (1, 2, 3):
+        unreadable_row(scene, number)
+        want(number)
+    for number in (4, 5):
+        scene.row(number, "in the source")
+    want(4)
+    for _ in range(4):
+        scene.reread(2)
+    assert attempts() == [1, 1, 1], "those that rest are not looked at"
+    assert scene.documents()["[4]"][0]["body"] == "in the source"
+    rest_is_over(scene)
+    want(5)
+    scene.reread(2)
+    assert scene.documents()["[5]"][0]["body"] == "in the source", "before those that were tried"
+    for _ in range(4):
+        scene.reread(2)
+    assert attempts() == [2, 2, 2]
+    # Neither a person who has mended them waits, nor a newer delivery.
+    scene.connection.execute("UPDATE sophia.dead_letters SET last_seen = now() - interval '3 s', attempts = 9")
+    assert scene.reread() == 0
+    scene.ask(1, position=40)
+    assert scene.reread() == 1
+    scene.connection.execute("UPDATE sophia.dead_letters SET last_seen = now() - interval '3 s', attempts = 9")
+    inbox.request_reread(scene.connection)
+    assert scene.reread() == 3
 
 
 def test_a_number_that_jsonb_cannot_hold_comes_as_text(scene: Inbox) -> None:
@@ -350,7 +400,7 @@ def test_a_table_that_cannot_be_read_says_why(scene: Inbox) -> None:
 def test_the_rereader_answers_and_survives_faults(
     scene: Inbox, run_loop: Runner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sophia.estuary.reread.PAUSE_SECONDS", 0.05)
+    monkeypatch.setattr("sophia.estuary.source.reread.PAUSE_SECONDS", 0.05)
     scene.deliver(1, {"body": "old"}, position=20)
     scene.connection.execute("ALTER TABLE items RENAME TO away")
     scene.ask(1, position=30)
@@ -411,6 +461,20 @@ def test_a_sweep_deletes_orphans_refreshes_what_differs_and_leaves_the_rest(scen
     assert documents["[3]"] == (None, (1, before(40), 1))
     assert documents["[5]"][0] is not None, "delivered since"
     assert swept(scene).deleted == 0
+
+
+def test_nothing_is_looked_for_by_another_key_than_documents_are_kept_by(scene: Inbox) -> None:
+    """No row would be found by it, so that each document would be taken for an orphan."""
+    scene.row(1, "there")
+    scene.deliver(1, {"body": "there"}, before(10))
+    scene.ask(1, position=before(10))
+    collections = replaced(scene.catalog.collections, scene.collection, key=("n",))
+    scene.catalog = changed(scene.catalog, collections=collections)
+    with pytest.raises(ConfigurationError, match=r"`sophia estuary rekey items`"):
+        swept(scene)
+    with pytest.raises(ConfigurationError, match=r"`sophia estuary rekey items`"):
+        reread_collection(scene.connection, scene.catalog.collection("items"), scene.database.url)
+    assert scene.documents()["[1]"][0] == {"id": 1, "body": "there", "n": 1}
 
 
 def test_a_sweep_leaves_a_row_that_cannot_be_read_and_goes_on(scene: Inbox) -> None:

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from sophia.errors import ConfigurationError, SourceError
-from sophia.estuary import trial
-from sophia.estuary.journal import Journal
-from sophia.estuary.source_postgres import Captured
+from sophia.estuary.stand_in import trial
+from sophia.estuary.stand_in.journal import Journal
+from sophia.estuary.stand_in.source_postgres import Captured
 from tests.estuary.recorder import Recorder
 from tests.estuary.scene import NAME, Source, Writer, materializer, state_of
 from tests.waiting import until
@@ -74,7 +74,7 @@ def test_a_table_that_is_followed_leaves_nothing_on_the_server(source: Source, r
         until(lambda: set(state_of(recorder.documents)) == {2}, "the delete")
     finally:
         stop.set()
-        thread.join(30)
+        thread.join(60)
     assert failed == []
 
     def left() -> tuple[Any, ...] | None:

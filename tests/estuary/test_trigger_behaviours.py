@@ -10,9 +10,9 @@ import pytest
 from sophia.documents import uuid_clock
 from sophia.errors import ConfigurationError
 from sophia.estuary.stamps import published_at
-from sophia.estuary.templates import render
-from sophia.estuary.triggers import Triggers, duration, parse_triggers
-from sophia.estuary.webhook import TaskFailedError
+from sophia.estuary.stand_in.templates import render
+from sophia.estuary.stand_in.triggers import Triggers, duration, parse_triggers
+from sophia.estuary.stand_in.webhook import TaskFailedError
 from tests.estuary.recorder import Answer, Recorder, Request
 from tests.estuary.scene import NAME, TASK, Writer, materializer
 

@@ -12,10 +12,10 @@ import pytest
 
 from sophia.documents import uuid_clock
 from sophia.errors import ConfigurationError
-from sophia.estuary.combine import combine, packed_key
-from sophia.estuary.faults import Faults, RestartError
-from sophia.estuary.journal import Journal
-from sophia.estuary.webhook import FLUSH_BYTES, Binding, Endpoint, HttpTransport, TaskFailedError, Webhook
+from sophia.estuary.stand_in.combine import combine, packed_key
+from sophia.estuary.stand_in.faults import Faults, RestartError
+from sophia.estuary.stand_in.journal import Journal
+from sophia.estuary.stand_in.webhook import FLUSH_BYTES, Binding, Endpoint, HttpTransport, TaskFailedError, Webhook
 from tests.estuary.recorder import Recorder, Request
 from tests.estuary.scene import ITEMS, Writer, materializer, state_of
 from tests.waiting import until
@@ -220,7 +220,7 @@ def test_11_requests_follow_one_another_and_batches_grow_behind_a_slow_receiver(
     def answer(number: int, request: Request) -> int:
         if number == 1:
             arrived.set()
-            assert go_on.wait(30)
+            assert go_on.wait(60)
         return 200
 
     recorder.answer = answer
@@ -235,7 +235,7 @@ def test_11_requests_follow_one_another_and_batches_grow_behind_a_slow_receiver(
     thread = threading.Thread(target=work)
     thread.start()
     try:
-        assert arrived.wait(30)
+        assert arrived.wait(60)
         for number in range(2, 202):
             writer.put(writer.document("c", number))
         go_on.set()
@@ -243,7 +243,7 @@ def test_11_requests_follow_one_another_and_batches_grow_behind_a_slow_receiver(
     finally:
         go_on.set()
         stop.set()
-        thread.join(30)
+        thread.join(60)
     assert [len(request.documents) for request in recorder.requests] == [1, 200]
     assert recorder.most_at_once == 1
 

@@ -16,12 +16,12 @@ from psycopg.rows import TupleRow
 from sophia.catalog import Catalog
 from sophia.database import Database
 from sophia.documents import parse_lsn
-from sophia.estuary.faults import Faults
-from sophia.estuary.journal import Journal
-from sophia.estuary.materialize import Materializer
-from sophia.estuary.reread import Rereader, reread_collection
-from sophia.estuary.source_postgres import request_backfill
-from sophia.estuary.sweep import sweep
+from sophia.estuary.source.reread import Rereader, reread_collection
+from sophia.estuary.source.sweep import sweep
+from sophia.estuary.stand_in.faults import Faults
+from sophia.estuary.stand_in.journal import Journal
+from sophia.estuary.stand_in.materialize import Materializer
+from sophia.estuary.stand_in.source_postgres import request_backfill
 from sophia.indexing import indexer
 from sophia.settings import Settings
 from tests.embedders import HashEmbedder
@@ -159,7 +159,7 @@ def test_at_rest_inbox_and_index_are_the_table(
     hash_embedder: HashEmbedder,
     database: Database,
 ) -> None:
-    rng = random.Random(seed)
+    rng, faults = random.Random(seed), random.Random(seed)
     monkeypatch.setattr(indexer, "load_embedder", lambda model, precision, settings: hash_embedder)
     library = Library(way.connection, database, way.catalog, way.settings, hash_embedder)
     for number in range(1, 9):
@@ -169,7 +169,7 @@ def test_at_rest_inbox_and_index_are_the_table(
     run_loop(library.indexer())
     made: dict[str, int] = {}
     for part in range(3):
-        with way.stand_in(rng, FAULTS) as stand_in:
+        with way.stand_in(faults, FAULTS) as stand_in:
             for _ in range(12):
                 for _ in range(rng.randrange(1, 5)):
                     change(way.connection, rng)
@@ -187,8 +187,13 @@ def test_at_rest_inbox_and_index_are_the_table(
                 change(way.connection, rng)
             capture = run_loop(way.source.capture())
     way.captured()
-    with way.stand_in(rng, FAULTS) as stand_in:
+    with way.stand_in(faults, FAULTS) as stand_in:
         stand_in.drain()
+        # How many requests there were so far depends on how far the capture was behind.
+        while not all(made[name] + count for name, count in stand_in.transport.made.items()):
+            change(way.connection, rng)
+            way.captured()
+            stand_in.drain()
     until(way.answered, "the answers")
     expected, found = truth(way.connection), current(way.connection, "items")
     # Before the sweep: every row is right, and there may be orphans.
@@ -197,7 +202,6 @@ def test_at_rest_inbox_and_index_are_the_table(
     assert way.sweep() == len(orphans)
     assert differences(expected, current(way.connection, "items")) == {}
     library.level()
-    assert all(made.values()), f"a fault that never came: {made}"
 
 
 def test_a_key_change_combined_with_others_buries_no_live_row(way: Way, run_loop: Runner) -> None:

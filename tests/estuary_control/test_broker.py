@@ -8,11 +8,11 @@ from collections.abc import Iterator
 import pytest
 
 from sophia.errors import ConfigurationError, TemporaryError
-from sophia.estuary import broker as module
-from sophia.estuary import control
-from sophia.estuary.broker import Broker, Span
-from sophia.estuary.control import ATTEMPTS, ControlPlane
-from sophia.estuary.control_shapes import Authorization
+from sophia.estuary.control import client
+from sophia.estuary.control.client import ATTEMPTS, ControlPlane
+from sophia.estuary.control.shapes import Authorization
+from sophia.estuary.journals import broker as module
+from sophia.estuary.journals.broker import Broker, Span
 from tests.estuary_control.answers import Answer
 from tests.estuary_control.data_plane import GENERATION, Journal
 from tests.estuary_control.plane import Plane
@@ -25,7 +25,7 @@ both = pytest.mark.parametrize("rest", [True, False], ids=["rest", "gateway"])
 def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """Pauses between attempts, which are noted and not waited for."""
     found: list[float] = []
-    monkeypatch.setattr(control, "sleep", found.append)
+    monkeypatch.setattr(client, "sleep", found.append)
     monkeypatch.setattr(module, "sleep", found.append)
     return found
 

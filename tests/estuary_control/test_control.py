@@ -10,8 +10,8 @@ import pytest
 from pydantic import SecretStr, ValidationError
 
 from sophia.errors import ConfigurationError, TemporaryError
-from sophia.estuary import control
-from sophia.estuary.control import ControlPlane
+from sophia.estuary.control import client
+from sophia.estuary.control.client import ControlPlane
 from sophia.settings import EstuarySettings
 from tests.estuary_control.answers import Answer
 from tests.estuary_control.plane import TOKEN, Plane, Spec
@@ -33,7 +33,7 @@ every_question = pytest.mark.parametrize("what", list(ASK))
 def quick(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """Pauses between attempts, which are noted and not waited for."""
     pauses: list[float] = []
-    monkeypatch.setattr(control, "sleep", pauses.append)
+    monkeypatch.setattr(client, "sleep", pauses.append)
     return pauses
 
 
@@ -121,13 +121,13 @@ def test_every_page_of_specs_is_read_up_to_a_limit(known: Plane, monkeypatch: py
     known.specs = [Spec(f"sophia/c{number:04}", "collection") for number in range(200)]
     specs, whole = _ask(known, "liveSpecs")
     assert (len(specs), whole) == (200, True)
-    monkeypatch.setattr(control, "MOST_SPEC_PAGES", 1)
+    monkeypatch.setattr(client, "MOST_SPEC_PAGES", 1)
     specs, whole = _ask(known, "liveSpecs")
     assert (len(specs), whole) == (100, False)
 
 
 def test_alerts_beyond_the_limit_are_not_all(known: Plane, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(control, "MOST_ALERT_PAGES", 1)
+    monkeypatch.setattr(client, "MOST_ALERT_PAGES", 1)
     for number in range(101):
         known.fire("shard_failed", f"sophia/task-{number}", "x")
     alerts, whole = _ask(known, "alerts")
@@ -149,10 +149,10 @@ def test_a_busy_estuary_is_asked_again(known: Plane, quick: list[float], what: s
 
 @every_question
 def test_attempts_end(known: Plane, what: str) -> None:
-    known.faults += [Answer(503, b"secret page")] * control.ATTEMPTS
+    known.faults += [Answer(503, b"secret page")] * client.ATTEMPTS
     with pytest.raises(TemporaryError, match=f"Estuary's {what}: it answers 503") as error:
         _ask(known, what)
-    assert len(known.requests) == control.ATTEMPTS
+    assert len(known.requests) == client.ATTEMPTS
     assert "secret" not in str(error.value)
 
 
@@ -167,14 +167,14 @@ def test_graphql_that_fails_inside_is_asked_again(known: Plane) -> None:
     fault = b'{"data":null,"errors":[{"message":"pool timed out","path":["alerts"]}]}'
     known.faults.append(Answer(200, fault))
     assert _ask(known, "alerts") == ([], True)
-    known.faults += [Answer(200, fault)] * control.ATTEMPTS
+    known.faults += [Answer(200, fault)] * client.ATTEMPTS
     with pytest.raises(TemporaryError, match="it cannot say now: pool timed out"):
         _ask(known, "alerts")
 
 
 @every_question
 def test_an_answer_that_ends_short_is_not_believed(known: Plane, what: str) -> None:
-    known.faults += [Answer(200, b'{"data":', length=900)] * control.ATTEMPTS
+    known.faults += [Answer(200, b'{"data":', length=900)] * client.ATTEMPTS
     with pytest.raises(TemporaryError, match="does not answer: RemoteProtocolError"):
         _ask(known, what)
 
@@ -190,7 +190,7 @@ def test_metrics_without_their_end_are_not_believed(known: Plane) -> None:
 
 @pytest.mark.parametrize("what", ["alerts", "liveSpecs", "status"])
 def test_json_without_its_end_is_not_believed(known: Plane, what: str) -> None:
-    known.faults += [Answer(200, b'[{"catalog_name": "sophia')] * control.ATTEMPTS
+    known.faults += [Answer(200, b'[{"catalog_name": "sophia')] * client.ATTEMPTS
     with pytest.raises(TemporaryError, match="cut off"):
         _ask(known, what)
 
@@ -204,7 +204,7 @@ def test_nobody_at_the_address_is_temporary_and_says_where(known: Plane) -> None
 @every_question
 def test_a_silent_estuary_costs_no_more_than_the_time_of_a_question(known: Plane, what: str) -> None:
     held = threading.Event()
-    known.faults += [Answer(200, b" ", between=lambda: held.wait(30) and None)] * control.ATTEMPTS
+    known.faults += [Answer(200, b" ", between=lambda: held.wait(30) and None)] * client.ATTEMPTS
     try:
         with pytest.raises(TemporaryError, match=r"timed out|no answer in time"):
             _ask(known, what, timeout_seconds=0.2)
@@ -224,7 +224,7 @@ def test_an_answer_that_drips_is_cut_off(known: Plane) -> None:
 
 
 def test_all_questions_of_a_look_share_its_time(known: Plane, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(control, "LOOK_SECONDS", 0.0)
+    monkeypatch.setattr(client, "LOOK_SECONDS", 0.0)
     with pytest.raises(TemporaryError, match="no answer in time"):
         _ask(known, "alerts")
     assert known.requests == []
@@ -316,7 +316,7 @@ def test_the_token_is_not_carried_elsewhere(known: Plane, what: str) -> None:
 
 
 def test_a_question_that_estuary_does_not_know_says_so(known: Plane, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(control, "ALERTS", control.ALERTS.replace("firedAt", "firedOn"))
+    monkeypatch.setattr(client, "ALERTS", client.ALERTS.replace("firedAt", "firedOn"))
     with pytest.raises(ConfigurationError, match=r"does not take the question.*firedOn.*update Sophia"):
         _ask(known, "alerts")
 

@@ -22,6 +22,10 @@ CORE = (
     ("sophia.database", "sophia.catalog"),
     ("sophia.inbox", "sophia.sample", "sophia.embedding"),
     ("sophia.capture", "sophia.indexing", "sophia.stores"),
+    ("sophia.estuary.keys", "sophia.estuary.naming", "sophia.estuary.stamps"),
+    ("sophia.estuary.catalog", "sophia.estuary.intake", "sophia.estuary.source"),
+    ("sophia.estuary.control", "sophia.estuary.stand_in"),
+    ("sophia.estuary.journals",),
 )
 HEAVY = (
     "torch",

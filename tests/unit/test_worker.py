@@ -7,7 +7,8 @@ import threading
 import pytest
 
 from sophia.errors import ConfigurationError, TemporaryError
-from sophia.services.worker import FIRST_DELAY_SECONDS, Loop, keep_running
+from sophia.services.worker import FIRST_DELAY_SECONDS, Loop, keep_running, run_together
+from tests.waiting import until
 
 
 class Stop(threading.Event):
@@ -54,3 +55,50 @@ def test_what_a_person_must_mend_ends_the_loop() -> None:
 
     with pytest.raises(ConfigurationError, match="mend it"):
         keep_running(Loop("test", run, threading.Event()), Stop())
+
+
+def test_what_a_person_must_mend_ends_no_other_loop(caplog: pytest.LogCaptureFixture) -> None:
+    """The process goes on with the others, says which is not ready, and its exit code tells of it in the end."""
+    stop, bad, good = threading.Event(), threading.Event(), threading.Event()
+    worked = 0
+
+    def fail(_stop: threading.Event) -> None:
+        bad.set()
+        raise ConfigurationError("mend it")
+
+    def work(stop: threading.Event) -> None:
+        nonlocal worked
+        good.set()
+        while not stop.wait(0.001):
+            worked += 1
+
+    ended: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            run_together([Loop("bad", fail, bad), Loop("good", work, good)], stop)
+        except ConfigurationError as error:
+            ended.append(error)
+
+    process = threading.Thread(target=run, daemon=True)
+    process.start()
+    until(lambda: "bad has ended" in caplog.text, "word of it")
+    before = worked
+    until(lambda: worked > before, "work of the other")
+    assert (bad.is_set(), good.is_set(), stop.is_set(), ended) == (False, True, False, [])
+    stop.set()
+    process.join(60)
+    assert [str(error) for error in ended] == ["mend it"]
+
+
+def test_a_fault_that_nobody_expects_ends_all_loops() -> None:
+    def fail(_stop: threading.Event) -> None:
+        raise ZeroDivisionError
+
+    def work(stop: threading.Event) -> None:
+        stop.wait(60)
+
+    stop = threading.Event()
+    with pytest.raises(ZeroDivisionError):
+        run_together([Loop("bad", fail, threading.Event()), Loop("good", work, threading.Event())], stop)
+    assert stop.is_set()

@@ -20,6 +20,7 @@ from starlette.responses import Response
 
 from sophia.catalog import Catalog
 from sophia.errors import SophiaError
+from sophia.estuary.control.observation import watermarks
 from sophia.indexing import status
 from sophia.indexing.search import search
 from sophia.indexing.versions import IndexVersion, active_versions, local_indexes, serving_version
@@ -198,12 +199,14 @@ class Api:
                     captures = status.capture_status(connection)
                     collections = status.collection_status(connection)
                     dead_letters = status.dead_letter_count(connection)
+                    settings = self._settings
+                    complete = watermarks(connection, self._catalog, settings.profile, settings.estuary)
                 self._metrics.set_indexes(indexes, dead_letters)
                 self._status = {
                     "profile": self._settings.profile,
                     "indexes": [s.to_json() | {"source": self._source(s.collection)} for s in indexes],
                     "captures": [asdict(capture) for capture in captures],
-                    "collections": [asdict(collection) for collection in collections],
+                    "collections": [collection.to_json(complete) for collection in collections],
                     "dead_letters": dead_letters,
                 }
                 self._status_until = time.monotonic() + STATUS_SECONDS

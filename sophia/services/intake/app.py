@@ -29,9 +29,9 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, ExceptionHandler, Scope
 
 from sophia.database import Database
-from sophia.errors import TemporaryError
-from sophia.estuary.documents import Feed
-from sophia.estuary.events import NAME as EVENTS
+from sophia.errors import ConfigurationError, TemporaryError
+from sophia.estuary.intake.documents import Feed
+from sophia.estuary.intake.events import NAME as EVENTS
 from sophia.services import access
 from sophia.services.bearer import CHALLENGE, LOOPBACK, has_authorization, sent_token
 from sophia.services.bodies import CLOSE, ClientGoneError, declared_length, gone, read_body
@@ -171,7 +171,12 @@ class _Routes:
             body = await read_body(request, most, self._settings.receive_seconds)
             note = access.note(request)
             note.add("bytes", len(body))
-            documents, parked = await self._writers.take(name, body)
+            try:
+                documents, parked = await self._writers.take(name, body)
+            except ConfigurationError as error:
+                # The catalog has changed under this process: the next one reads it anew, and Estuary sends this again.
+                self._intake.error = error
+                raise HTTPException(503, "the catalog has changed; send this again", RETRY) from error
         note.add("documents", documents)
         note.add("parked", parked)
         return Json({"documents": documents, "parked": parked})

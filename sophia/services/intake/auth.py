@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterable
 
 from sophia.errors import ConfigurationError
-from sophia.estuary.events import NAME as EVENTS
+from sophia.estuary.intake.events import NAME as EVENTS
 from sophia.services.bearer import LOOPBACK, TokenSet
 from sophia.settings import IntakeSettings
 

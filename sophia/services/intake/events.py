@@ -18,9 +18,9 @@ from psycopg.rows import TupleRow
 
 from sophia.database import Database
 from sophia.errors import DocumentError, TemporaryError
-from sophia.estuary import events
-from sophia.estuary.documents import Rejected
-from sophia.estuary.intake import park
+from sophia.estuary.intake import events
+from sophia.estuary.intake.documents import Rejected
+from sophia.estuary.intake.take import park
 
 logger = logging.getLogger("sophia.intake")
 # Beyond this the oldest are forgotten.

@@ -9,7 +9,7 @@ from starlette.types import Scope
 
 from sophia import sql
 from sophia.database import Database
-from sophia.estuary.intake import Taken
+from sophia.estuary.intake.take import Taken
 from sophia.services.access import note_of
 from sophia.services.metrics import SECONDS, Connection, ProcessMetrics
 from sophia.services.web import method_label

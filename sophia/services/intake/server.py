@@ -12,8 +12,8 @@ from threading import Event
 from sophia.catalog import Catalog
 from sophia.database import Database
 from sophia.errors import ConfigurationError
-from sophia.estuary.intake import feeds
-from sophia.estuary.reread import Rereader
+from sophia.estuary.intake.take import feeds
+from sophia.estuary.source.reread import Rereader
 from sophia.services.draining import serve_until_stopped
 from sophia.services.intake.app import Intake, create_intake
 from sophia.services.listening import listen

@@ -24,8 +24,8 @@ from psycopg.rows import TupleRow
 
 from sophia.database import Database
 from sophia.errors import TemporaryError
-from sophia.estuary.documents import Feed, Reader
-from sophia.estuary.intake import Taken, take_documents
+from sophia.estuary.intake.documents import Feed, Reader
+from sophia.estuary.intake.take import Taken, take_documents
 
 logger = logging.getLogger("sophia.intake")
 Connection = psycopg.Connection[TupleRow]

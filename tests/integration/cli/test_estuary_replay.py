@@ -8,7 +8,8 @@ import psycopg
 import pytest
 from psycopg.rows import TupleRow
 
-from sophia.estuary import broker, control
+from sophia.estuary.control import client
+from sophia.estuary.journals import broker
 from tests.estuary_control.answers import Answer
 from tests.estuary_control.plane import TOKEN, Plane, plane
 from tests.integration.cli.conftest import Sophia
@@ -22,7 +23,7 @@ def estuary(monkeypatch: pytest.MonkeyPatch) -> Iterator[Plane]:
     monkeypatch.setenv("SOPHIA_PROFILE", "cluster")
     monkeypatch.setenv("SOPHIA_KUBE_CONTEXT", "none")
     monkeypatch.setenv("SOPHIA_WEAVIATE_URL", "http://127.0.0.1:1")
-    monkeypatch.setattr(control, "sleep", lambda _: None)
+    monkeypatch.setattr(client, "sleep", lambda _: None)
     monkeypatch.setattr(broker, "sleep", lambda _: None)
     with plane() as running:
         monkeypatch.setenv("SOPHIA_ESTUARY__URL", running.url)

@@ -15,7 +15,7 @@ from sophia import inbox
 from sophia.catalog import default_path
 from sophia.database import Database
 from sophia.documents import Change, Clock, canonical_key
-from sophia.estuary import webhook
+from sophia.estuary.stand_in import webhook
 from tests.estuary.recorder import Recorder
 from tests.integration.cli.conftest import Sophia
 
@@ -133,3 +133,21 @@ def test_orphans_are_swept(
     assert done.code == 0, done.err
     assert (done.json["looked_at"], done.json["deleted"], done.json["left"]) == (2, 1, 1)
     assert connection.execute("SELECT key FROM sophia.documents WHERE NOT deleted").fetchall() == [("[1]",)]
+
+    # Another key: whoever would look for rows by it is refused, and a person begins anew.
+    text = (folder / "collections.yaml").read_text()
+    assert text.count("estuary: sophia/conversations\n    key: [id]") == 1
+    (folder / "collections.yaml").write_text(
+        text.replace("sophia/conversations\n    key: [id]", "sophia/conversations\n    key: [user_id, id]")
+    )
+    refused = sophia_command("estuary", "sweep", "conversations")
+    assert refused.code == 2
+    assert "`sophia estuary rekey conversations`" in refused.err
+    tried = sophia_command("estuary", "rekey", "conversations")
+    assert tried.code == 1
+    assert "key (id) becomes (user_id, id); 1 documents would be given up" in tried.out
+    assert connection.execute("SELECT key FROM sophia.documents WHERE NOT deleted").fetchall() == [("[1]",)]
+    done = sophia_command("estuary", "rekey", "conversations", "--yes")
+    assert done.code == 0, done.err
+    assert "--backfill conversations" in done.out
+    assert connection.execute("SELECT key FROM sophia.documents WHERE NOT deleted").fetchall() == []

@@ -9,7 +9,7 @@ import pytest
 from psycopg.rows import TupleRow
 
 from sophia import doctor, inbox
-from sophia.estuary import control
+from sophia.estuary.control import client
 from tests.estuary_control.plane import TOKEN, Plane, Spec, plane
 from tests.integration.cli.conftest import Sophia
 
@@ -24,7 +24,7 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SOPHIA_PROFILE", "cluster")
     monkeypatch.setenv("SOPHIA_KUBE_CONTEXT", "none")
     monkeypatch.setenv("SOPHIA_WEAVIATE_URL", "http://127.0.0.1:1")
-    monkeypatch.setattr(control, "sleep", lambda _: None)
+    monkeypatch.setattr(client, "sleep", lambda _: None)
 
 
 @pytest.fixture
@@ -50,6 +50,32 @@ def watermark(connection: psycopg.Connection[TupleRow]) -> None:
         "INSERT INTO sophia.estuary_watermarks (collection, published_at_max) VALUES (%s, '2026-11-21T11:59:00Z')",
         [CONVERSATIONS],
     )
+
+
+@pytest.mark.usefixtures("watermark")
+def test_the_watermark_and_what_waits_stand_beside_our_own_position(
+    sophia_command: Sophia, connection: psycopg.Connection[TupleRow]
+) -> None:
+    """Without asking Estuary: the triggers have told the intake."""
+    collection = inbox.ensure_collection(connection, "conversations", ["id"])
+    inbox.ensure_collection(connection, "documents", ["id"])
+    connection.execute(
+        "INSERT INTO sophia.rereads (collection_id, key, clock, reason) VALUES (%s, '[1]', '{1,1,0}', 'moved')",
+        [collection],
+    )
+    connection.execute(
+        "INSERT INTO sophia.parked (collection_id, name, documents, digest, reason, body) "
+        "VALUES (%s, %s, 1, '', 'a test', '')",
+        [collection, CONVERSATIONS],
+    )
+    found = {each["name"]: each for each in sophia_command("status", "--json").json["collections"]}
+    conversations = found["conversations"]
+    assert (conversations["watermark"], conversations["position"]) == ("2026-11-21T11:59:00+00:00", 0)
+    assert (conversations["rereads"], conversations["parked"], conversations["dead_letters"]) == (1, 1, 1)
+    assert "watermark" not in found["documents"]
+    shown = sophia_command("status").out
+    for words in ("complete up to", "to read again", "2026-11-21 11:59:00+00:00"):
+        assert words in shown
 
 
 @pytest.mark.usefixtures("watermark")

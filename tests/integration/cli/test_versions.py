@@ -36,7 +36,7 @@ def changed_template(
     monkeypatch.setenv("SOPHIA_CATALOG", str(folder))
 
 
-@pytest.mark.usefixtures("changed_template")
+@pytest.mark.usefixtures("changed_template", "hasty_gates")
 def test_rule_a_version_is_built_promoted_rolled_back_and_retired(
     sophia_command: Sophia, connection: Connection
 ) -> None:
@@ -71,7 +71,7 @@ def test_rule_a_version_is_built_promoted_rolled_back_and_retired(
     assert (again.code, "has no version 1 that is fed; there are: 2 (serving)" in again.err) == (1, True)
 
 
-@pytest.mark.usefixtures("changed_template")
+@pytest.mark.usefixtures("changed_template", "hasty_gates")
 def test_rule_a_gate_that_fails_refuses_with_exit_code_1(sophia_command: Sophia, connection: Connection) -> None:
     sophia_command("repair", "documents")
     connection.execute("DELETE FROM indexes.documents_v2 WHERE key = '[2]'")

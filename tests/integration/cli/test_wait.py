@@ -47,7 +47,6 @@ class Webserver:
 @pytest.fixture
 def webserver(monkeypatch: pytest.MonkeyPatch) -> Iterator[Webserver]:
     webserver = Webserver()
-    monkeypatch.setattr(waiting, "_UNKNOWN_GRACE_SECONDS", 0.2)
     monkeypatch.setattr(waiting.time, "sleep", _short(waiting.time.sleep))
     yield webserver
     webserver.server.shutdown()
@@ -72,7 +71,10 @@ def test_the_outcome_is_the_exit_code(sophia_command: Sophia, webserver: Webserv
     assert {request["variables"]["runId"] for request in webserver.asked} == {RUN}
 
 
-def test_a_run_that_nobody_knows_ends_with_1(sophia_command: Sophia, webserver: Webserver) -> None:
+def test_a_run_that_nobody_knows_ends_with_1(
+    sophia_command: Sophia, webserver: Webserver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(waiting, "_UNKNOWN_GRACE_SECONDS", 0.2)
     webserver.answers = [(200, {"__typename": "RunNotFoundError", "message": "none"})]
     done = sophia_command("wait", RUN, "--url", webserver.url)
     assert (done.code, "does not exist" in done.err) == (1, True)

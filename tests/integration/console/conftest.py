@@ -32,7 +32,7 @@ def address(settings: Settings, database: Database, catalog: Catalog, documents:
 @pytest.fixture
 def client(address: str, documents: Documents) -> Iterator[httpx.Client]:
     """An HTTP client of that console, whose model is loaded."""
-    with httpx.Client(base_url=address, timeout=20) as client:
+    with httpx.Client(base_url=address, timeout=60) as client:
         body = {"index": "documents", "text": "warm"}
         until(lambda: client.post("/api/search", json=body).status_code == 200, "the model")
         yield client

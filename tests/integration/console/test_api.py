@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from datetime import UTC, datetime
 from typing import Any
 
 import httpx
@@ -13,6 +14,7 @@ from sophia.catalog import Catalog
 from sophia.database import Database
 from sophia.errors import ConfigurationError
 from sophia.settings import Settings
+from tests.catalogs import changed, replaced
 from tests.console import Documents, console
 from tests.embedders import HashEmbedder
 from tests.waiting import until
@@ -50,6 +52,22 @@ def test_status_tells_rows_lag_and_where_the_source_is(client: httpx.Client, doc
     assert status["dead_letters"] == 0
     batches = client.get("/api/lag", params={"index": "documents"}).json()["batches"]
     assert [batch["documents"] for batch in batches] == [1]
+
+
+def test_a_collection_of_estuary_tells_up_to_when_it_is_complete(
+    settings: Settings, database: Database, catalog: Catalog, documents: Documents
+) -> None:
+    collection = catalog.collection("documents")
+    source = collection.source.model_copy(update={"local": "estuary"})
+    fed = changed(catalog, collections=replaced(catalog.collections, collection, source=source, key=("id",)))
+    documents.connection.execute(
+        "INSERT INTO sophia.estuary_watermarks (collection, published_at_max) VALUES (%s, '2026-11-21T11:59:00Z')",
+        [collection.estuary],
+    )
+    with console(settings, database, fed) as address:
+        (shown,) = httpx.get(f"{address}/api/status").json()["collections"]
+    assert datetime.fromisoformat(shown["watermark"]) == datetime(2026, 11, 21, 11, 59, tzinfo=UTC)
+    assert (shown["name"], shown["position"], shown["rereads"], shown["parked"]) == ("documents", 0, 0, 0)
 
 
 def test_indexes_tell_what_a_search_form_needs(client: httpx.Client, documents: Documents) -> None:
@@ -156,10 +174,10 @@ def test_a_search_before_the_model_is_loaded_says_when_to_come_back(
     release = threading.Event()
 
     def load(model: Any, precision: Any, settings: Any) -> HashEmbedder:
-        release.wait(20)
+        release.wait(60)
         return HashEmbedder()
 
-    with console(settings, database, catalog, load) as address, httpx.Client(base_url=address) as client:
+    with console(settings, database, catalog, load) as address, httpx.Client(base_url=address, timeout=60) as client:
         assert client.get("/").status_code == 200
         early = search(client, "x")
         assert (early.status_code, early.headers["retry-after"]) == (503, "1")
@@ -178,7 +196,7 @@ def test_a_model_that_cannot_be_loaded_names_the_reason_and_is_tried_again(
             raise faults.pop()
         return HashEmbedder()
 
-    with console(settings, database, catalog, load) as address, httpx.Client(base_url=address) as client:
+    with console(settings, database, catalog, load) as address, httpx.Client(base_url=address, timeout=60) as client:
         until(lambda: "install them" in search(client, "x").json().get("error", ""), "the reason")
         until(lambda: search(client, "x").status_code == 200, "the model")
 
@@ -198,9 +216,12 @@ def test_metrics_count_requests_and_tell_the_lag(client: httpx.Client, documents
     assert "sophia_database_up 1.0" in found
 
 
-def test_without_the_database_the_page_is_up_and_the_api_says_so(settings: Settings, catalog: Catalog) -> None:
+def test_without_the_database_the_page_is_up_and_the_api_says_so(
+    settings: Settings, catalog: Catalog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sophia.services.console.app.POOL_TIMEOUT_SECONDS", 0.2)
     nowhere = Database("postgresql://sophia:secret@127.0.0.1:1/sophia")
-    with console(settings, nowhere, catalog) as address, httpx.Client(base_url=address, timeout=20) as client:
+    with console(settings, nowhere, catalog) as address, httpx.Client(base_url=address, timeout=60) as client:
         assert client.get("/").status_code == 200
         assert client.get("/health").json() == {"status": "up"}
         for path in ("/ready", "/api/status", "/api/indexes"):

@@ -8,8 +8,8 @@ import psycopg
 from psycopg.rows import TupleRow
 
 from sophia import inbox
-from sophia.estuary.documents import Feed, Reader
-from sophia.estuary.intake import Taken, take_documents
+from sophia.estuary.intake.documents import Feed, Reader
+from sophia.estuary.intake.take import Taken, take_documents
 from tests.intake import FEED, body, position_of
 
 

@@ -17,8 +17,8 @@ from schemathesis.specs.openapi import checks
 
 from sophia.catalog import Catalog
 from sophia.database import Database
-from sophia.estuary.documents import Reader
-from sophia.estuary.replay import replay_parked
+from sophia.estuary.intake.documents import Reader
+from sophia.estuary.intake.parked import replay_parked
 from sophia.settings import load_settings
 from tests.intake import FEED, NAME, body, document, fed_catalog, intake, uuid_of
 from tests.integration.intake.inbox_view import Deliveries
@@ -48,15 +48,12 @@ def test_whatever_is_sent_is_taken_or_parked(
             @given(case=schema[route]["POST"].as_strategy(generation_mode=mode))
             @bounded(
                 max_examples=EXAMPLES,
-                derandomize=True,
-                database=None,
-                deadline=None,
                 phases=[Phase.generate],
                 suppress_health_check=list(HealthCheck),
             )
             def ask(case: schemathesis.Case) -> None:
                 case.headers["Content-Type"] = "application/json"
-                answer = case.call_and_validate(checks=held)
+                answer = case.call_and_validate(checks=held, timeout=60)
                 assert answer.status_code in (200, 202)
 
             ask()

@@ -12,13 +12,14 @@ import pytest
 from psycopg.rows import TupleRow
 
 import sophia.catalog
+from sophia import inbox
 from sophia.catalog import Catalog
 from sophia.catalog.models import Retention
 from sophia.documents import canonical_key
 from sophia.erasure import erase
-from sophia.estuary.documents import Feed, Reader
-from sophia.estuary.intake import take_documents
-from sophia.estuary.replay import Replayed, replay_parked
+from sophia.estuary.intake.documents import Feed, Reader
+from sophia.estuary.intake.parked import Replayed, replay_parked
+from sophia.estuary.intake.take import take_documents
 from sophia.retention import apply_retention
 from tests.intake import FEED, NAME, body, document, fed_catalog, uuid_of
 from tests.integration.cli.conftest import Done, sophia_command
@@ -71,6 +72,7 @@ def test_what_can_be_taken_by_now_is_taken_and_the_rest_stays(
 ) -> None:
     """As after a change of the catalog: the key was another column before."""
     former = Reader(Feed("documents", NAME, ("number",)))
+    inbox.ensure_collection(deliveries.connection, "documents", ("number",))
     several = [document(n, n) for n in range(100, 150)]
     take_documents(
         deliveries.connection, former, [body(document(1, 1), document(2, 2, "d"), bad(3, 3)), body(*several)]
@@ -78,6 +80,7 @@ def test_what_can_be_taken_by_now_is_taken_and_the_rest_stays(
     take_documents(deliveries.connection, former, [b"[unreadable"])
     assert deliveries.rows() == {}
     assert len(deliveries.parked()) == 5
+    inbox.ensure_collection(deliveries.connection, "documents", FEED.key)
     # Something newer came in between.
     deliveries.take(document(1, 8, title="new"))
     elsewhere = {"sophia/elsewhere": FEED}
@@ -91,9 +94,9 @@ def test_what_can_be_taken_by_now_is_taken_and_the_rest_stays(
 
 
 def test_a_parked_event_is_replayed(deliveries: Deliveries, monkeypatch: pytest.MonkeyPatch) -> None:
-    from sophia.estuary import events
-    from sophia.estuary.documents import Rejected
-    from sophia.estuary.intake import park
+    from sophia.estuary.intake import events
+    from sophia.estuary.intake.documents import Rejected
+    from sophia.estuary.intake.take import park
 
     good = {
         "materialization": "m",

@@ -16,6 +16,7 @@ from sophia.database import Database
 from tests.intake import NAME, body, document
 from tests.integration.intake.inbox_view import Deliveries
 from tests.integration.intake.process import DIE_VARIABLE, Process
+from tests.service_process import START_SECONDS
 from tests.waiting import until
 
 PATH = f"/estuary/{NAME}"
@@ -110,7 +111,7 @@ def test_killed_beside_the_commit_a_delivery_is_taken_once(start: Start, deliver
         process.ready()
         with pytest.raises(httpx.TransportError):
             httpx.post(f"{process.address}{PATH}", content=raw, headers=headers, timeout=60)
-        assert process.popen.wait(30) == -signal.SIGKILL
+        assert process.popen.wait(60) == -signal.SIGKILL
         # All of it or nothing; the server may not have heard of the death yet.
         until(lambda: bool(keys(deliveries)) is taken, "the transaction's end")  # noqa: B023
         assert bool(deliveries.parked()) is taken
@@ -129,14 +130,16 @@ def test_the_access_log_holds_numbers_and_no_texts(start: Start) -> None:
     process = start(SOPHIA_INTAKE__TOKENS=json.dumps({"*": "token-of-estuary"}))
     process.ready()
     text = "a purple elephant"
-    with httpx.Client(base_url=process.address, headers={"Authorization": "Bearer token-of-estuary"}) as client:
+    with httpx.Client(
+        base_url=process.address, headers={"Authorization": "Bearer token-of-estuary"}, timeout=60
+    ) as client:
         client.post(PATH, content=body(document(1, 1, title=text), {text: 1}, document(text, 2, op="x")))
         client.post(PATH, content=f'["{text}'.encode())
         client.post(f"/estuary/{text}", content=b"[]")
         client.post("/estuary-events", content=text.encode())
         client.post(PATH, content=b"[]", headers={"Authorization": "Bearer guessed-token"})
     process.popen.send_signal(signal.SIGINT)
-    assert process.popen.wait(30) == 0
+    assert process.popen.wait(60) == 0
     lines: list[Any] = [json.loads(line) for line in process.log if '"/ready"' not in line]
     assert [(line["route"], line["status"], line["documents"], line["parked"]) for line in lines] == [
         (PATH, 200, 3, 2),
@@ -152,5 +155,5 @@ def test_the_access_log_holds_numbers_and_no_texts(start: Start) -> None:
 
 def test_what_must_be_configured_first_ends_it(start: Start) -> None:
     process = start(SOPHIA_INTAKE__TOKENS="{}", SOPHIA_INTAKE__HOST="0.0.0.0")  # noqa: S104
-    assert process.popen.wait(60) == 2
+    assert process.popen.wait(START_SECONDS) == 2
     assert "SOPHIA_INTAKE__TOKENS" in process.errors

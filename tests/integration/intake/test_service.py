@@ -19,7 +19,7 @@ from psycopg.rows import TupleRow
 from sophia.catalog import Catalog
 from sophia.database import Database
 from sophia.errors import ConfigurationError, TemporaryError
-from sophia.estuary import intake as taking
+from sophia.estuary.intake import take as taking
 from sophia.services.intake import writers
 from sophia.services.intake.auth import IntakeTokens
 from sophia.services.intake.room import Room
@@ -181,9 +181,10 @@ def test_a_body_that_ends_short_gets_no_2xx_and_nothing_of_it_is_taken(served: S
 
 
 def test_a_body_that_is_too_large_or_too_slow(served: Serve, deliveries: Deliveries) -> None:
-    client = served(max_request_bytes=1_000, receive_seconds=0.2)
+    client = served(max_request_bytes=1_000)
     assert client.post(PATH, content=b"[%b]" % (b" " * 2_000)).status_code == 413
     assert client.post(PATH, content=iter([b"[", b" " * 2_000, b"]"])).status_code == 413
+    client = served(receive_seconds=0.2)
     head = f"POST {PATH} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 10\r\n\r\n["
     with socket.create_connection(("127.0.0.1", client.base_url.port or 0)) as connection:
         connection.sendall(head.encode())
@@ -234,7 +235,15 @@ def test_a_lost_connection_is_made_up_for_within_the_request(
     assert len(deliveries.parked()) == 1
 
 
-def test_what_waits_goes_into_one_transaction(served: Serve, deliveries: Deliveries, connection: Connection) -> None:
+WAITING = (
+    "SELECT 1 FROM pg_stat_activity WHERE application_name = 'sophia-intake' AND wait_event_type = 'Lock' "
+    "AND datname = current_database()"
+)
+
+
+def test_what_waits_goes_into_one_transaction(
+    served: Serve, deliveries: Deliveries, connection: Connection, database: Database
+) -> None:
     client = served()
     with connection.transaction():
         # Whoever writes the collection waits for this.
@@ -243,11 +252,15 @@ def test_what_waits_goes_into_one_transaction(served: Serve, deliveries: Deliver
             threading.Thread(target=client.post, args=(PATH,), kwargs={"content": body(document(n, n))})
             for n in range(12)
         ]
-        for thread in sent:
+        sent[0].start()
+        # On a connection of its own: what it sees does not stand still with this transaction.
+        with database.connect("watcher") as watcher:
+            until(lambda: watcher.execute(WAITING).fetchone(), "the first, which waits for this")
+        for thread in sent[1:]:
             thread.start()
         until(lambda: figures(client)["sophia_intake_waiting", "transaction"] == 11, "the requests")
     for thread in sent:
-        thread.join(30)
+        thread.join(60)
     assert len(deliveries.rows()) == 12
     # The first that came, and the others together.
     assert figures(client)["sophia_intake_transaction_seconds_count", NAME] == 2
@@ -365,7 +378,7 @@ def test_events_are_accepted_while_the_database_is_away(
 def test_documents_wait_for_the_database_and_give_up_in_time(
     served: Serve, deliveries: Deliveries, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    client = served(retry_seconds=0.3)
+    client, impatient = served(retry_seconds=60), served(retry_seconds=0.3)
     away = [2]
     connect = Database.connect
 
@@ -383,7 +396,7 @@ def test_documents_wait_for_the_database_and_give_up_in_time(
     assert deliveries.connection.execute(
         "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE application_name = 'sophia-intake'"
     ).fetchall()
-    answer = client.post(PATH, content=body(document(2, 2)))
+    answer = impatient.post(PATH, content=body(document(2, 2)))
     assert answer.status_code == 503
     assert list(deliveries.rows()) == ["[1]"]
 

@@ -11,8 +11,8 @@ import psycopg
 import pytest
 from psycopg.rows import TupleRow
 
-from sophia.estuary import intake
-from sophia.estuary.documents import Feed
+from sophia.estuary.intake import take
+from sophia.estuary.intake.documents import Feed
 from tests.intake import body, document, uuid_of
 from tests.integration.intake.inbox_view import Deliveries
 
@@ -188,7 +188,7 @@ def test_what_only_the_database_can_tell(deliveries: Deliveries, value: bytes) -
 
 
 def test_what_cannot_be_explained_is_parked_as_a_whole(deliveries: Deliveries, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(intake, "_sift", lambda connection, step: None)
+    monkeypatch.setattr(take, "_sift", lambda connection, step: None)
     bad = body(document(1, 1), b'{"id":9,"_meta":{"op":"c","uuid":"%b"},"title":1e200000}' % uuid_of(9).encode())
     taken = deliveries.take_raw(bad)
     assert taken.bodies == [(0, 1)]
@@ -237,7 +237,7 @@ def test_nothing_is_taken_of_a_transaction_that_does_not_commit(
         if name == "intake.before_commit":
             raise DiedError
 
-    monkeypatch.setattr(intake, "failpoint", die)
+    monkeypatch.setattr(take, "failpoint", die)
     with pytest.raises(DiedError):
         deliveries.take(document(1, 1), b'{"a":1}', document(5, 12, "u", before={"id": 1}))
     assert (deliveries.rows(), deliveries.parked(), deliveries.rereads()) == ({}, [], {})

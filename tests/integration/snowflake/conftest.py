@@ -24,7 +24,7 @@ from sophia.database import Database
 from sophia.settings import CaptureSettings, SnowflakeSettings
 from tests.integration.conftest import Running
 from tests.integration.snowflake.stream_shim import StreamShim
-from tests.waiting import until
+from tests.waiting import WAIT_SECONDS, until
 
 Connection = psycopg.Connection[TupleRow]
 _databases = itertools.count(1)
@@ -127,7 +127,7 @@ class Snow:
     def letters(self) -> list[str]:
         return [row[0] for row in self.own.execute("SELECT reason FROM sophia.dead_letters ORDER BY id")]
 
-    def level(self, collection: str = "items", table: str = "ITEMS", seconds: float = 20.0) -> None:
+    def level(self, collection: str = "items", table: str = "ITEMS", seconds: float = WAIT_SECONDS) -> None:
         """Wait until the inbox holds what the table has."""
         want = {int(number): text for number, text in self.run(f"SELECT ID, BODY FROM {table}")}
         last: dict[int, str] = {}
@@ -159,7 +159,7 @@ def shim_server() -> Iterator[tuple[StreamShim, int]]:
         until(lambda: server.started, "the fake server")
         yield shim, port
         server.should_exit = True
-        thread.join(10)
+        thread.join(60)
 
 
 @pytest.fixture

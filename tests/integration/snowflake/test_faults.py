@@ -59,7 +59,7 @@ def test_a_suspended_warehouse_is_waited_for(snow: Snow, caplog: pytest.LogCaptu
     thread.start()
     until(lambda: 3 in snow.bodies(), "the row behind the fault")
     stop.set()
-    thread.join(30)
+    thread.join(60)
     assert suspended.times == 0
     assert caplog.text.count("AUTO_RESUME") == 2
 
@@ -125,7 +125,7 @@ def test_a_key_pair_signs_in_and_the_key_stays_here(snow: Snow) -> None:
     thread.start()
     until(lambda: snow.bodies() == {1: "one", 2: "two"}, "the rows")
     stop.set()
-    thread.join(30)
+    thread.join(60)
     sign_in = snow.shim.sign_ins[-1]
     assert sign_in["AUTHENTICATOR"] == "SNOWFLAKE_JWT"
     assert "PASSWORD" not in sign_in

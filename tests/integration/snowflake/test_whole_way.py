@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from sophia.catalog import Catalog, load
 from sophia.catalog.loader import default_path
 from sophia.doctor import _snowflake
 from sophia.errors import ConfigurationError
+from sophia.services.captures import captures
 from sophia.settings import Settings
 from tests.integration.conftest import Running
 from tests.integration.library import Library
@@ -119,12 +121,12 @@ def test_the_command_survives_kill_9(snow: Snow, folder: Path, tmp_path: Path) -
     until(lambda: len(contents()) == 5, "the copy", 60)
     snow.run("UPDATE BUSINESS_METRICS SET CONTENT = 'changed' WHERE ID = 0")
     first.kill()
-    first.wait(30)
+    first.wait(60)
     snow.run("DELETE FROM BUSINESS_METRICS WHERE ID IN (1, 2)")
     second = start()
     until(lambda: contents() == {"[0]": "changed", "[3]": "text 3", "[4]": "text 4"}, "what changed meanwhile", 60)
     second.send_signal(signal.SIGTERM)
-    assert second.wait(30) == 0
+    assert second.wait(60) == 0
 
 
 def test_sources_come_from_the_catalog_and_the_doctor_looks_at_them(
@@ -133,6 +135,12 @@ def test_sources_come_from_the_catalog_and_the_doctor_looks_at_them(
     catalog = load(folder)
     with pytest.raises(ConfigurationError, match="SOPHIA_SNOWFLAKE_URL is not set"):
         snowflake_sources(catalog, settings)
+    loops, watched = captures(catalog, settings, snow.database)
+    others = {f"capture {source.name}" for source in watched}
+    assert others, "PostgreSQL is captured all the same"
+    assert {loop.name for loop in loops} == others | {"capture snowflake"}
+    with pytest.raises(ConfigurationError, match="SOPHIA_SNOWFLAKE_URL is not set"):
+        next(loop for loop in loops if loop.name == "capture snowflake").run(threading.Event())
     configured = settings.model_copy(update={"snowflake_url": SecretStr(url_of(snow))})
     (source,) = snowflake_sources(catalog, configured)
     assert (source.name, source.account.database, len(source.bindings)) == ("snowflake", snow.name, 1)

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from graphql import GraphQLEnumType, build_schema
 
-from sophia.estuary.alerts import ALERT_KINDS, alert_kind
-from sophia.estuary.control_shapes import LONGEST_TEXT, Alert, plain
-from sophia.estuary.verdicts import alert_line
+from sophia.estuary.control.alerts import ALERT_KINDS, alert_kind
+from sophia.estuary.control.shapes import LONGEST_TEXT, Alert, plain
+from sophia.estuary.control.verdicts import alert_line
 
 SCHEMA = Path(__file__).parents[2] / "estuary_control" / "schema.graphql"
 

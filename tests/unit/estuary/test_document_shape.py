@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from sophia.catalog import Catalog
-from sophia.estuary.control_shapes import LiveSpec
-from sophia.estuary.document_shape import (
+from sophia.estuary.control.document_shape import (
     MOST_COLUMNS,
     Expected,
     differences,
@@ -14,9 +13,10 @@ from sophia.estuary.document_shape import (
     shape_changes,
     united,
 )
-from sophia.estuary.metrics_text import TaskTotals
-from sophia.estuary.observation import CollectionView, Position
-from sophia.estuary.schema_watch import SchemaMemory
+from sophia.estuary.control.metrics_text import TaskTotals
+from sophia.estuary.control.observation import CollectionView, Position
+from sophia.estuary.control.schema_watch import SchemaMemory
+from sophia.estuary.control.shapes import LiveSpec
 
 TEXT = ("string",)
 
@@ -113,7 +113,7 @@ def test_every_rendered_collection_has_the_columns_that_its_indexes_read(catalog
     """The checkout's own catalog: what Estuary publishes of it holds whatever an index reads."""
     import yaml
 
-    from sophia.estuary.catalog import render_tree
+    from sophia.estuary.catalog.render import render_tree
 
     rendered: dict[str, Any] = {}
     for text in render_tree(catalog, "production").values():

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from sophia.errors import ConfigurationError
-from sophia.estuary.plan import SECRET, compare, normalised
-from sophia.estuary.references import filled, hidden, variables_in
+from sophia.estuary.catalog.plan import SECRET, compare, normalised
+from sophia.estuary.catalog.references import filled, hidden, variables_in
 
 CAPTURE: dict[str, Any] = {
     "endpoint": {

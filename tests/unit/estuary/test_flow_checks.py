@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from sophia.catalog.errors import CatalogError
-from sophia.estuary.flow_checks import check_file
-from sophia.estuary.flow_schema import flow_schema
-from sophia.estuary.locations import Location, locate
+from sophia.estuary.catalog.flow_checks import check_file
+from sophia.estuary.catalog.flow_schema import flow_schema
+from sophia.estuary.catalog.locations import Location, locate
 
 COLLECTION = """\
 collections:

@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from sophia.estuary.movement import Movement, lag_seconds, moved_on
+from sophia.estuary.control.movement import Movement, lag_seconds, moved_on
 
 NOON = datetime(2026, 11, 21, 12, tzinfo=UTC)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from sophia.catalog import Catalog
-from sophia.estuary.observation import fed_by_estuary, observed_environment, observed_prefix, other_prefixes
+from sophia.estuary.control.observation import fed_by_estuary, observed_environment, observed_prefix, other_prefixes
 from sophia.settings import EstuarySettings
 
 

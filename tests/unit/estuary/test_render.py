@@ -12,13 +12,13 @@ import yaml
 
 from sophia.catalog import Catalog, load
 from sophia.catalog.models import Environment, EstuaryCapture, EstuaryStaging, EstuaryWebhook
-from sophia.estuary.catalog import HEADER, PAYLOAD, render_tree
-from sophia.estuary.files import write_tree
-from sophia.estuary.flow_checks import check_file
+from sophia.estuary.catalog.files import write_tree
+from sophia.estuary.catalog.flow_checks import check_file
+from sophia.estuary.catalog.publish import ENVIRONMENTS, rendered_models
+from sophia.estuary.catalog.references import REFERENCE, variables_in
+from sophia.estuary.catalog.render import HEADER, PAYLOAD, render_tree
 from sophia.estuary.naming import collection_name
-from sophia.estuary.publish import ENVIRONMENTS, rendered_models
-from sophia.estuary.references import REFERENCE, variables_in
-from sophia.estuary.templates import render
+from sophia.estuary.stand_in.templates import render
 from sophia.platform import build_reconcilers
 from sophia.settings import known_variables
 from tests.catalogs import changed, replaced

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from jsonschema import Draft202012Validator  # type: ignore[import-untyped]
 
-from sophia.estuary.columns import ColumnInfo, TableInfo
-from sophia.estuary.locations import locate
-from sophia.estuary.schemas import POSTGRES_TYPES, Schema, postgres_schema, pushed_schema, snowflake_schema
+from sophia.estuary.catalog.columns import ColumnInfo, TableInfo
+from sophia.estuary.catalog.locations import locate
+from sophia.estuary.catalog.schemas import POSTGRES_TYPES, Schema, postgres_schema, pushed_schema, snowflake_schema
 
 TABLE = TableInfo((ColumnInfo("id", "int8", nullable=False), ColumnInfo("body", "text")), ("id",))
 

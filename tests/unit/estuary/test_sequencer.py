@@ -13,11 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sophia.errors import TemporaryError
-from sophia.estuary.broker import Broker, Span
-from sophia.estuary.intake import Taken
-from sophia.estuary.journals import replay
-from sophia.estuary.lines import Lines
-from sophia.estuary.sequencer import Appended, Sequencer
+from sophia.estuary.intake.take import Taken
+from sophia.estuary.journals.broker import Broker, Span
+from sophia.estuary.journals.lines import Lines
+from sophia.estuary.journals.replay import replay
+from sophia.estuary.journals.sequencer import Appended, Sequencer
 from sophia.estuary.stamps import ACK_TXN, CONTINUE_TXN, OUTSIDE_TXN
 from tests.estuary_control.data_plane import Journal, clock_of
 

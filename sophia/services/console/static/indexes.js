@@ -60,6 +60,7 @@ class Card {
       figure("rows", count(status.indexed)),
       figure("vectors", count(status.chunks)),
       figure("backlog", count(status.backlog), status.backlog ? "warn" : null),
+      ...(status.pending ? [figure("pending", count(status.pending), "warn")] : []),
       figure("parked", count(status.parked), status.parked ? "bad" : null));
     this.proof.replaceChildren(el("span", { class: `dot ${mood}` }), el("span", {}, ...words));
     this.made.replaceChildren(`${status.model} · ${status.dimension} dimensions · `, el("code", { title: "fingerprint" }, status.fingerprint));
@@ -82,6 +83,17 @@ function summarise(moods, total) {
   byId("summary").replaceChildren(el("span", { class: `dot ${total ? mood : "warn"}` }), el("span", {}, words));
 }
 
+// A collection that Estuary feeds: up to when nothing is missing, beside what the source said last.
+function waiting(collection) {
+  const words = [collection.name];
+  if ("watermark" in collection) words.push(collection.watermark ? `complete up to ${moment(collection.watermark)}` : "not known to be complete");
+  if (collection.source_time) words.push(`source at ${moment(collection.source_time)}`);
+  if (collection.rereads) words.push(`${count(collection.rereads)} to read again`);
+  if (collection.parked) words.push(`${count(collection.parked)} parked`);
+  return el("span", { title: `position ${collection.position}` },
+    el("span", { class: `dot ${collection.rereads || collection.parked || !collection.watermark ? "warn" : "good"}` }), words.join(" · "));
+}
+
 function render(status) {
   const captures = new Map(status.captures.map((capture) => [capture.source, capture]));
   const serving = status.indexes.filter((index) => index.state === "serving");
@@ -101,7 +113,8 @@ function render(status) {
   summarise(moods, serving.length);
   byId("captures").replaceChildren(...status.captures.map((capture) => el("span", { title: `slot ${capture.slot}, confirmed LSN ${capture.confirmed_lsn}` },
     el("span", { class: `dot ${capture.running === false ? "warn" : "good"}` }),
-    `${capture.source} · ${capture.running === false ? "stopped" : "capturing"} ${capture.complete}/${capture.tables} tables`)));
+    `${capture.source} · ${capture.running === false ? "stopped" : "capturing"} ${capture.complete}/${capture.tables} tables`)),
+  ...status.collections.filter((collection) => "watermark" in collection || collection.rereads).map(waiting));
   const button = byId("dead-letters-open");
   button.hidden = status.dead_letters === 0;
   button.textContent = `${count(status.dead_letters)} dead letter${status.dead_letters === 1 ? "" : "s"}`;

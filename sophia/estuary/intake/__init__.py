@@ -1,0 +1,1 @@
+"""What Estuary delivers, on its way into the inbox."""

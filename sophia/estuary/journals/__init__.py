@@ -1,0 +1,1 @@
+"""Estuary's journals: a collection read once more, as it was written."""
