@@ -16,7 +16,8 @@ from sophia.embedding import Embedder
 from sophia.services.inference.server import serve
 from sophia.settings import InferenceSettings, Settings
 from tests.embedders import HashEmbedder
-from tests.service_process import START_SECONDS, ServiceProcess, answers, free_port
+from tests.ports import free_port
+from tests.service_process import START_SECONDS, ServiceProcess, answers
 from tests.waiting import until
 
 SLOW_VARIABLE = "SOPHIA_TEST_EMBED_SECONDS"
@@ -45,7 +46,7 @@ def inference(
         yield address
     finally:
         stop.set()
-        thread.join(30)
+        thread.join(60)
         assert not thread.is_alive(), "the service does not stop"
 
 
@@ -110,4 +111,4 @@ class Gate:
     def _before(self, texts: Sequence[str]) -> None:
         if any(text.startswith("hold") for text in texts):
             self.reached.set()
-            assert self.opened.wait(30)
+            assert self.opened.wait(60)

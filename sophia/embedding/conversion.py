@@ -11,6 +11,7 @@ import hashlib
 import importlib.util
 import json
 import logging
+import os
 import shutil
 import sys
 import tempfile
@@ -35,6 +36,8 @@ MODEL, WEIGHTS, SUMS = "model.xml", "model.bin", "sums.json"
 INSTALL = "pip install '.[openvino]'"
 # What a killed process left is removed when it is older, in seconds: no conversion takes that long.
 ABANDONED = 3_600.0
+# A kept model that no process has read for so long is removed when another one is kept, in seconds.
+UNUSED = 60 * 86_400.0
 # Token embeddings of the converted model and of torch differ by less than this share of the largest value.
 ROUNDING = 1e-4
 # The converted model is compared on texts of these lengths: beyond the windows that models attend within.
@@ -177,6 +180,9 @@ def _read(folder: Path) -> Any:
     try:
         if not _whole(folder):
             raise ValueError("its sums differ")
+        # When it was last used. A home that others own is read all the same.
+        with suppress(OSError):
+            os.utime(folder)
         return import_openvino().Core().read_model(folder / MODEL)
     except FileNotFoundError:
         return None
@@ -218,12 +224,14 @@ def _put(unfinished: Path, folder: Path, replaced: Path) -> None:
 
 
 def _tidy(folder: Path) -> None:
-    """Remove what killed processes left, and this model as other versions of OpenVINO had it."""
+    """Remove what killed processes left, this model as other versions of OpenVINO had it, and models of long ago."""
     same = "-".join(folder.name.split("-")[:2]) + "-"
     for other in folder.parent.iterdir():
         with suppress(FileNotFoundError):
-            abandoned = other.name.startswith(_UNFINISHED) and time.time() - other.stat().st_mtime > ABANDONED
-            if abandoned or (other.name.startswith(same) and other != folder):
+            age = time.time() - other.stat().st_mtime
+            abandoned = other.name.startswith(_UNFINISHED) and age > ABANDONED
+            unused = (other / SUMS).exists() and age > UNUSED
+            if other != folder and (abandoned or unused or other.name.startswith(same)):
                 shutil.rmtree(other, ignore_errors=True)
 
 

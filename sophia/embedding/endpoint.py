@@ -9,11 +9,13 @@ and nothing is split.
 from __future__ import annotations
 
 import base64
+import json
 from collections.abc import Callable, Sequence
 from time import perf_counter, sleep
 from typing import Any
 
 import httpx
+import msgspec
 import numpy as np
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
@@ -45,6 +47,20 @@ class EndpointBusyError(TemporaryError):
     def __init__(self, message: str, pause: float | None) -> None:
         super().__init__(message)
         self.pause = pause
+
+
+class _Item(msgspec.Struct):
+    """A vector of an answer: base64 of little-endian float32, which msgspec reads in a fifth of the time of `json`."""
+
+    index: int
+    embedding: bytes
+
+
+class _Answer(msgspec.Struct):
+    data: list[_Item]
+
+
+_decode = msgspec.json.Decoder(_Answer).decode
 
 
 class _Refusal(Exception):
@@ -156,11 +172,10 @@ class EndpointEmbedder:
             self.figures.passes += 1
             self.figures.tokens += sum(tokens[i] for i in part)
             unit = _unit(found)
-            for row, place in enumerate(part):
-                if np.isfinite(unit[row]).all():
-                    vectors[place] = unit[row]
-                else:
-                    reasons[place] = "the endpoint's vector holds a value that is no number, or only zeros"
+            finite: Any = np.isfinite(unit).all(axis=1)
+            vectors[part] = np.where(finite[:, None], unit, 0)
+            for row in np.flatnonzero(~finite):
+                reasons[part[row]] = "the endpoint's vector holds a value that is no number, or only zeros"
 
     def _require_plain_text(self) -> None:
         """Have a text embedded that every model takes, with whatever format of the answer the endpoint knows.
@@ -206,7 +221,9 @@ class EndpointEmbedder:
             body["encoding_format"] = "base64"
         timeout = self._client.timeout if seconds is None else httpx.Timeout(seconds, connect=5)
         try:
-            response = self._client.post("embeddings", json=body, timeout=timeout)
+            # Read by hand: a response is garbage of a cycle, and would keep megabytes until the collector comes.
+            with self._client.stream("POST", "embeddings", json=body, timeout=timeout) as response:
+                content = b"".join(response.iter_bytes())
         except httpx.RequestError as error:
             raise TemporaryError(f"model {name!r}: the endpoint does not answer: {error}") from error
         if response.status_code in _RETRIED_STATUS:
@@ -219,8 +236,7 @@ class EndpointEmbedder:
         if response.is_error:
             raise self._configuration(response.status_code)
         try:
-            data = sorted(response.json()["data"], key=lambda item: item["index"])
-            vectors = np.array([_decoded(item["embedding"]) for item in data], dtype=np.float32)
+            vectors = _vectors(content)
         except (ValueError, KeyError, TypeError) as error:
             raise ConfigurationError(f"model {name!r}: the endpoint's answer is no embedding list: {error}") from error
         if vectors.shape != (len(texts), self.dimension):
@@ -249,6 +265,17 @@ def _unit(vectors: Vectors) -> Vectors:
     # Of infinite length, not zero.
     unit[~unit.any(axis=1)] = np.nan
     return unit
+
+
+def _vectors(content: bytes) -> Vectors:
+    """The vectors of an answer, by their indices. Raises ValueError, KeyError or TypeError if it holds none."""
+    try:
+        items = sorted(_decode(content).data, key=lambda item: item.index)
+    except msgspec.DecodeError:
+        # Numbers, or JSON that only Python reads.
+        data = sorted(json.loads(content)["data"], key=lambda item: item["index"])
+        return np.array([_decoded(item["embedding"]) for item in data], dtype=np.float32)
+    return np.array([np.frombuffer(item.embedding, dtype="<f4") for item in items], dtype=np.float32)
 
 
 def _decoded(embedding: Any) -> Any:

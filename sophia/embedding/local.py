@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
-from time import perf_counter
+from time import perf_counter, process_time
 from typing import Any
 
 import numpy as np
@@ -40,6 +40,8 @@ IN_FLIGHT = {"cpu": 1, "cuda": 2}
 SEARCH_TOKENS = 20_000
 # Passes of the search, of which the fastest counts: a machine that others use too is slow now and then.
 SEARCH_PASSES = 3
+# A text of so many tokens alone is what a backend may compute by means of its own, which the first one makes.
+LONG_TOKENS = 256
 # A device that has no memory for so many has none for any text.
 FEW_TOKENS = 4
 
@@ -81,6 +83,7 @@ class LocalEmbedder:
         self._front = TextTokenizer(tokenizer, max_tokens)
         self._budget = TokenBudget(budget or backend.first_budget)
         self._searched = budget is not None
+        self._warm = False
         self._landed = 0.0
 
     @property
@@ -125,22 +128,26 @@ class LocalEmbedder:
         return self._probed[1]
 
     def warm_up(self, between: Callable[[], None] = nothing) -> None:
-        """Find the best budget by passes of made-up texts, which warms the device too; once, and only while nobody
-        has more urgent work."""
-        if self._searched:
-            return
-        # Also while it searches: `between` may embed.
-        self._searched = True
-        self._budget.find(self._backend.largest_budget, partial(self._rate, between))
-        # Interrupted, it is begun again with the next bulk work.
-        self._searched = self.pass_tokens is None
-        logger.info("%s: %d tokens a forward pass", self.backend, self._budget.tokens)
+        """Find the best budget by passes of made-up texts, and compute one of many tokens: both warm the device too.
+        Once, and only while nobody has more urgent work."""
+        if not self._searched:
+            # Also while it searches: `between` may embed.
+            self._searched = True
+            self._budget.find(self._backend.largest_budget, partial(self._rate, between))
+            # Interrupted, it is begun again with the next bulk work.
+            self._searched = self.pass_tokens is None
+            logger.info("%s: %d tokens a forward pass", self.backend, self._budget.tokens)
+        if not self._warm and self.pass_tokens is None:
+            self._warm = True
+            self._fits(np.zeros(min(self.max_tokens, LONG_TOKENS), dtype=np.int32))
 
     def _rate(self, between: Callable[[], None], tokens: int) -> float:
-        """Tokens per second of passes of that many tokens, in texts of an eighth of the model's length."""
+        """Tokens per second of passes of that many tokens, in texts of an eighth of the model's length. On a CPU the
+        seconds are of its own time: what others take of a busy machine says nothing of a budget."""
         length = max(8, self.max_tokens // 8)
         # The first token of the vocabulary: which one does not matter.
         batch = [np.zeros(length, dtype=np.int32)] * max(1, tokens // length)
+        clock = process_time if self.device == "cpu" else perf_counter
         try:
             self._backend.start(batch)()
             best = float("inf")
@@ -148,9 +155,9 @@ class LocalEmbedder:
                 between()
                 if self.pass_tokens is not None:
                     return 0.0
-                started = perf_counter()
+                started = clock()
                 self._backend.start(batch)()
-                best = min(best, perf_counter() - started)
+                best = min(best, clock() - started)
         except DeviceMemoryError:
             return 0.0
         return length * len(batch) / best

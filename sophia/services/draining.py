@@ -21,6 +21,7 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from sophia.services.access import log_to_stdout
+from sophia.services.connections import BoundedConnection
 
 logger = logging.getLogger("sophia.server")
 TICK_SECONDS = 0.1
@@ -61,6 +62,7 @@ def serve_until_stopped(
     log_to_stdout()
     config = uvicorn.Config(
         service.app,
+        http=BoundedConnection,
         log_level="warning",
         access_log=False,
         server_header=False,

@@ -75,6 +75,7 @@ class IndexGauges:
         self._cycle = gauge("sophia_scan_cycle_seconds", "Time of the last whole deep scan.")
         self._found = gauge("sophia_drift_found", "Documents that verification found to differ, in all.")
         self._repaired = gauge("sophia_drift_repaired", "Documents that verification repaired, in all.")
+        self._fresh = gauge("sophia_index_fresh", "Vectors that are not in the nearest-neighbour graph yet, about.")
         self._documents = gauge("sophia_index_documents", "Documents that the store holds.")
         self._chunks = gauge("sophia_index_vectors", "Vectors that the store holds.")
         self._parked = gauge("sophia_index_parked", "Documents that cannot be indexed.")
@@ -93,6 +94,7 @@ class IndexGauges:
             (self._cycle, lambda p: p.scan_seconds),
             (self._found, lambda p: p.drift_found),
             (self._repaired, lambda p: p.drift_repaired),
+            (self._fresh, lambda p: p.fresh),
         ]
         self._lag.clear()
         for gauge, value in values:

@@ -325,6 +325,24 @@ def test_model_of_another_release_is_removed(
     assert len(folders(tmp_path)) == 2, "the other precision class is another model"
 
 
+def test_model_that_nobody_has_read_for_long_is_removed(tiny: EmbeddingModel, tmp_path: Path) -> None:
+    others = {name: tmp_path / "models" / name for name in ("unused", "new", "not ours")}
+    old = time.time() - 2 * conversion.UNUSED
+    for name, other in others.items():
+        other.mkdir(parents=True)
+        (other / ("file" if name == "not ours" else conversion.SUMS)).touch()
+        if name != "new":
+            os.utime(other, (old, old))
+    load_embedder(tiny, "exact", settings_of(tmp_path))
+    assert not others["unused"].exists()
+    folder = kept(tiny, tmp_path)
+    assert set(folders(tmp_path)) == {"new", "not ours", folder.name}
+    os.utime(folder, (old, old))
+    load_embedder(tiny, "exact", settings_of(tmp_path))
+    load_embedder(tiny, "int8", settings_of(tmp_path))
+    assert folder.exists(), "one that a process has just read"
+
+
 def test_lack_of_memory_is_never_answered_with_other_vectors(
     model: EmbeddingModel, home: Path, minilm: Embedder, tmp_path: Path
 ) -> None:
@@ -347,6 +365,18 @@ assert np.abs(again[1:] - right[:3]).max() <= 1e-5
 np.save(out, vectors)
 """
     assert ended(process(body, model, home, tmp_path / "out.npy")) == 0
+
+
+def test_a_text_of_any_length_finds_everything_made_after_the_warm_up(tmp_path: Path) -> None:
+    """Making what computes a long text with all threads takes a quarter of a second, in which everybody waits."""
+    longer = tiny_models.save(tmp_path / "longer", "bert", max_tokens=300)
+    embedder: Any = load_embedder(longer, "exact", settings_of(tmp_path, threads=2, budget_tokens=64))
+    embedder.engine.warm_up()
+    made = {streams: list(requests) for streams, requests in embedder._backend._requests.items()}
+    embedder.embed(TEXTS)
+    embedder.embed(["one two " * 100])
+    assert embedder._backend._requests == made
+    assert set(made) == {1, 2}, "one pass by each thread, and one by all together"
 
 
 def test_used_by_one_thread_after_the_other(minilm: Embedder) -> None:

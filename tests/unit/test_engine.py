@@ -48,7 +48,8 @@ def engine(
 ) -> tuple[LocalEmbedder, Passes]:
     """The engine over a backend, by that one's clock."""
     backend = Passes(device, padded=padded)
-    monkeypatch.setattr(local, "perf_counter", lambda: backend.now)
+    for clock in ("perf_counter", "process_time"):
+        monkeypatch.setattr(local, clock, lambda: backend.now)
     return embedder(backend, TOKENIZER, budget), backend
 
 
@@ -276,8 +277,28 @@ def test_budget_is_searched_when_bulk_work_begins_and_once(monkeypatch: pytest.M
 def test_budget_of_the_settings_is_not_searched(monkeypatch: pytest.MonkeyPatch) -> None:
     ours, backend = engine(monkeypatch, budget=100)
     ours.embed(words(*[10] * 60))
-    ours.warm_up()
     assert backend.log == [[10] * 10] * 6
+    ours.warm_up()
+    ours.warm_up()
+    # What a backend makes for a long text alone, it makes before somebody waits for it.
+    assert backend.log[6:] == [[64]]
+
+
+@pytest.mark.parametrize(("device", "found"), [("cpu", 512), ("cuda", 64)])
+def test_search_on_a_busy_machine(monkeypatch: pytest.MonkeyPatch, device: Literal["cpu", "cuda"], found: int) -> None:
+    """Others take the processor from every pass beyond the first size; what a GPU does is no processor's time."""
+    ours, backend = engine(monkeypatch, device, budget=None)
+    backend.seconds = lambda count: (200 + count) / 1_000 + max(0, count - 512) / 500
+    stolen = 0.0
+
+    def wall() -> float:
+        nonlocal stolen
+        stolen += 5.0 if sum(backend.log[-1]) > 64 else 0.0
+        return backend.now + stolen
+
+    monkeypatch.setattr(local, "perf_counter", wall)
+    ours.warm_up()
+    assert ours.budget_tokens == found
 
 
 @pytest.mark.usefixtures("quick_search")

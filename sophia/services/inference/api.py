@@ -18,7 +18,6 @@ from sophia.services.access import note
 from sophia.services.inference import schemas
 from sophia.services.inference.classify import classify, hypothesis
 from sophia.services.inference.errors import FaultsError
-from sophia.services.inference.generate import GenerateRequest
 from sophia.services.inference.models import Functions
 from sophia.services.inference.summarize import extract, sentences
 from sophia.services.web import Json
@@ -141,14 +140,14 @@ async def _written_summary(request: Request, functions: Functions, asked: schema
     return FastJson({"model": summarizer.name, "method": "abstractive", "summary": summary, "places": [], "tokens": 0})
 
 
-def generation(seconds: float) -> Callable[[Request, Functions, schemas.GenerateBody], Any]:
+def generation(seconds: float) -> Callable[[Request, Functions, schemas.GenerateRequest], Any]:
     """The handler of /generate.
 
     Args:
         seconds: longest time between two pieces of a stream.
     """
 
-    async def generate(request: Request, functions: Functions, asked: schemas.GenerateBody) -> Response:
+    async def generate(request: Request, functions: Functions, asked: schemas.GenerateRequest) -> Response:
         """Text that a language model writes, whole or as a stream."""
         generator = functions.generator
         if generator is None:
@@ -157,9 +156,8 @@ def generation(seconds: float) -> Callable[[Request, Functions, schemas.Generate
                 "or SOPHIA_INFERENCE__GENERATE_MODEL to a local model"
             )
         note(request).add("texts", len(asked.messages) or 1)
-        wanted = GenerateRequest.model_validate(asked.model_dump(exclude_unset=True, exclude={"stream"}))
         if asked.stream:
-            pieces = generator.stream(wanted)
+            pieces = generator.stream(asked)
             # What fails before the first piece gets a status of its own.
             first = await anext(pieces, None)
             return StreamingResponse(
@@ -167,7 +165,7 @@ def generation(seconds: float) -> Callable[[Request, Functions, schemas.Generate
                 media_type=EVENT_STREAM,
                 headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
             )
-        result = await generator.generate(wanted)
+        result = await generator.generate(asked)
         note(request).add("tokens", (result.prompt_tokens or 0) + (result.completion_tokens or 0))
         return FastJson(
             {

@@ -27,6 +27,7 @@ from starlette.types import ASGIApp, ExceptionHandler, Scope
 
 from sophia.catalog import Catalog, UnknownEntryError
 from sophia.embedding import load_embedder
+from sophia.embedding.base import nothing
 from sophia.errors import ConfigurationError, SophiaError, TemporaryError
 from sophia.services import access
 from sophia.services.bearer import LOOPBACK
@@ -68,11 +69,18 @@ class Service:
         return self.loading.error
 
 
-def create_service(settings: Settings, catalog: Catalog, *, load: LoadEmbedder = load_embedder) -> Service:
+def create_service(
+    settings: Settings,
+    catalog: Catalog,
+    *,
+    load: LoadEmbedder = load_embedder,
+    loaded: Callable[[], None] = nothing,
+) -> Service:
     """The inference service as an ASGI application.
 
     Args:
         load: makes the embedder; called in a background thread.
+        loaded: called there when everything is loaded, before /ready says so.
 
     Raises:
         ConfigurationError: it would be open to other machines without a token, or the catalog lacks the model.
@@ -83,7 +91,7 @@ def create_service(settings: Settings, catalog: Catalog, *, load: LoadEmbedder =
         model = catalog.model(inference.model)
     except UnknownEntryError as error:
         raise ConfigurationError(f"SOPHIA_INFERENCE__MODEL: {error}") from error
-    service = Service(Loading(settings, model, load))
+    service = Service(Loading(settings, model, load, loaded))
     metrics = Metrics(service.loading)
     table = operations(inference, model)
     described = document(table, secured=bool(tokens))

@@ -16,7 +16,8 @@ import httpx
 from httpx_sse import EventSource
 
 from sophia.errors import ConfigurationError, SophiaError, TemporaryError
-from sophia.services.inference.generate import GenerateRequest, GenerateResult, RefusedRequestError
+from sophia.services.inference.generate import GenerateResult, RefusedRequestError
+from sophia.services.inference.schemas import GenerateRequest
 from sophia.settings import Settings
 
 _URL = "SOPHIA_INFERENCE__GENERATE_URL"
@@ -107,7 +108,7 @@ class EndpointGenerator:
             "stream": stream,
         }
         if request.stop:
-            asked["stop"] = list(request.stop)
+            asked["stop"] = request.stop
         if request.seed is not None:
             asked["seed"] = request.seed
         try:

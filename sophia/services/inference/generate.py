@@ -8,51 +8,15 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
-from typing import Annotated, Literal, Protocol
-
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from typing import Protocol
 
 from sophia.errors import SophiaError
+from sophia.services.inference.schemas import GenerateRequest
 from sophia.settings import Settings
 
 
 class RefusedRequestError(SophiaError):
     """The model or its server does not take this very request; another one it may."""
-
-
-class Message(BaseModel):
-    """One turn of a conversation."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    role: Literal["system", "user", "assistant"]
-    content: str
-
-
-class GenerateRequest(BaseModel):
-    """What to write. Either `messages` or `prompt` is given."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-    messages: tuple[Message, ...] | None = Field(None, min_length=1, description="The conversation so far.")
-    prompt: str | None = Field(None, min_length=1, description="Instead of a conversation: what the user says.")
-    max_tokens: int = Field(256, ge=1, le=32_768, description="Most tokens to write.")
-    temperature: float = Field(0.7, ge=0, le=2, description="0 always takes the likeliest token.")
-    stop: tuple[Annotated[str, Field(min_length=1, max_length=256)], ...] = Field(
-        (), max_length=8, description="Texts before which the answer ends; they are not part of it."
-    )
-    seed: int | None = Field(None, ge=0, lt=2**63, description="Makes the same request yield the same answer.")
-
-    @model_validator(mode="after")
-    def _one_of(self) -> GenerateRequest:
-        if (self.messages is None) == (self.prompt is None):
-            raise ValueError("give either `messages` or `prompt`")
-        return self
-
-    def conversation(self) -> list[dict[str, str]]:
-        """The messages; a prompt is what a user says."""
-        messages = self.messages or (Message(role="user", content=self.prompt or ""),)
-        return [{"role": message.role, "content": message.content} for message in messages]
 
 
 @dataclass(frozen=True, slots=True)

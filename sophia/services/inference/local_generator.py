@@ -21,7 +21,8 @@ from transformers import StoppingCriteriaList, TextStreamer
 
 from sophia.embedding.scheduler import OverloadedError
 from sophia.errors import SophiaError, TemporaryError
-from sophia.services.inference.generate import GenerateRequest, GenerateResult, RefusedRequestError
+from sophia.services.inference.generate import GenerateResult, RefusedRequestError
+from sophia.services.inference.schemas import GenerateRequest
 from sophia.services.inference.stops import StopFilter
 from sophia.services.inference.text_models import TextModel, padding_id
 
@@ -129,7 +130,7 @@ class LocalGenerator:
                 ) from None
             return ids
         text = request.prompt
-        if text is None:
+        if request.messages:
             turns = [f"{turn['role']}: {turn['content']}\n" for turn in request.conversation()]
             text = "".join([*turns, "assistant:"])
         ids = tokenizer(text, verbose=False)["input_ids"]

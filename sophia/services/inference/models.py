@@ -10,7 +10,7 @@ from threading import Thread
 
 from sophia.catalog.models import EmbeddingModel, Precision
 from sophia.embedding import Embedder, Vectors
-from sophia.embedding.base import Kind
+from sophia.embedding.base import Kind, nothing
 from sophia.embedding.scheduler import Lane, Scheduler
 from sophia.embedding.tokens import TextTokenizer
 from sophia.errors import ConfigurationError, SophiaError, TemporaryError
@@ -112,13 +112,20 @@ class Functions:
 
 
 class Loading:
-    """Loads the functions in the background."""
+    """Loads the functions in the background.
 
-    def __init__(self, settings: Settings, model: EmbeddingModel, load: LoadEmbedder) -> None:
+    Args:
+        loaded: called when everything is loaded, before `done` says so.
+    """
+
+    def __init__(
+        self, settings: Settings, model: EmbeddingModel, load: LoadEmbedder, loaded: Callable[[], None] = nothing
+    ) -> None:
         self._error: SophiaError | None = None
         self._settings = settings
         self._model = model
         self._load_embedder = load
+        self._loaded = loaded
         self._functions: Functions | None = None
         # A daemon: a process that is told to end does not wait for gigabytes of weights.
         self._thread = Thread(target=self._run, name="loading", daemon=True)
@@ -152,7 +159,9 @@ class Loading:
 
     def _run(self) -> None:
         try:
-            self._functions = self._load()
+            functions = self._load()
+            self._loaded()
+            self._functions = functions
         except SophiaError as error:
             self._error = error
         except Exception as error:

@@ -183,23 +183,32 @@ class Message(_Body):
     content: str
 
 
-class GenerateBody(_Choice):
-    """What to go on from, and how."""
+class GenerateRequest(_Choice):
+    """What to go on from, and how. Generators take it as it came."""
 
     model_config = _one_of("prompt", "messages")
     exactly_one = ("prompt", "messages")
 
-    prompt: str = Field(default_factory=str, min_length=1)
-    messages: list[Message] = Field(default_factory=list, min_length=1, max_length=1_000)
+    prompt: str = Field(default_factory=str, min_length=1, description="Instead of a conversation: what the user says.")
+    messages: list[Message] = Field(
+        default_factory=list, min_length=1, max_length=1_000, description="The conversation so far."
+    )
     max_tokens: Integer = Field(256, ge=1, le=32_768, description="Most tokens to write.")
     temperature: float = Field(0.7, ge=0, le=2, description="0 takes the likeliest token each time.")
     stop: list[Annotated[str, Field(min_length=1, max_length=256)]] = Field(
-        default_factory=list, max_length=8, description="Texts before which the answer ends."
+        default_factory=list, max_length=8, description="Texts before which the answer ends; they are not part of it."
     )
-    seed: Integer | None = Field(
-        None, ge=0, le=LARGEST_INTEGER, description="Makes sampling repeatable where it can be."
+    # Bounds of a value that may be absent belong on the integer itself: the document loses them elsewhere.
+    seed: Annotated[int, Field(ge=0, le=LARGEST_INTEGER), BeforeValidator(_whole)] | None = Field(
+        None, description="Makes sampling repeatable where it can be."
     )
     stream: bool = Field(False, description="Answer by server-sent events, piece by piece.")
+
+    def conversation(self) -> list[dict[str, str]]:
+        """The messages; a prompt is what a user says."""
+        if not self.messages:
+            return [{"role": "user", "content": self.prompt}]
+        return [{"role": message.role, "content": message.content} for message in self.messages]
 
 
 class GenerateResponse(_Body):
@@ -302,7 +311,7 @@ class Requests:
     analyze: type[AnalyzeRequest]
     classify: type[ClassifyRequest]
     summarize: type[SummarizeRequest]
-    generate: type[GenerateBody]
+    generate: type[GenerateRequest]
     openai: type[OpenAIEmbeddingsRequest]
 
 
@@ -329,7 +338,7 @@ def limited(settings: InferenceSettings, model: EmbeddingModel) -> Requests:
         analyze=_bounded(AnalyzeRequest, types),
         classify=_bounded(ClassifyRequest, types),
         summarize=_bounded(SummarizeRequest, types),
-        generate=_bounded(GenerateBody, types),
+        generate=_bounded(GenerateRequest, types),
         openai=_bounded(OpenAIEmbeddingsRequest, types),
     )
 

@@ -6,10 +6,12 @@ from threading import Event
 
 from sophia.catalog import Catalog
 from sophia.embedding import load_embedder
+from sophia.embedding.base import nothing
 from sophia.services.draining import serve_until_stopped
 from sophia.services.inference.app import create_service
 from sophia.services.inference.models import LoadEmbedder
 from sophia.services.listening import listen
+from sophia.services.pauses import keep_what_is_loaded
 from sophia.settings import Settings
 
 
@@ -23,6 +25,8 @@ def serve(
         TemporaryError: the engine's thread has died; another process can serve.
     """
     inference = settings.inference
-    service = create_service(settings, catalog, load=load)
+    # Whoever can stop it goes on with the process afterwards.
+    loaded = keep_what_is_loaded if stop_event is None else nothing
+    service = create_service(settings, catalog, load=load, loaded=loaded)
     listener = listen(inference.host, inference.port, "SOPHIA_INFERENCE__PORT")
     serve_until_stopped(service, listener, inference.drain_seconds, stop_event)

@@ -24,7 +24,7 @@ def served(settings: Settings, catalog: Catalog, hash_embedder: HashEmbedder) ->
 
         def start(**group: Any) -> httpx.Client:
             address = stack.enter_context(inference(settings, catalog, hashed(hash_embedder), **group))
-            return stack.enter_context(httpx.Client(base_url=address, timeout=30))
+            return stack.enter_context(httpx.Client(base_url=address, timeout=60))
 
         yield start
 
@@ -36,7 +36,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory, catalog: Catalog) -> Iterat
     settings = load_settings(home=tmp_path_factory.mktemp("home"))
     with (
         inference(settings, catalog, hashed(embedder)) as address,
-        httpx.Client(base_url=address, timeout=30) as client,
+        httpx.Client(base_url=address, timeout=60) as client,
     ):
         yield client, embedder
 

@@ -17,7 +17,8 @@ import pytest
 from sophia.catalog import Catalog
 from sophia.errors import SophiaError, TemporaryError
 from sophia.services.inference import models
-from sophia.services.inference.generate import GenerateRequest, GenerateResult, RefusedRequestError
+from sophia.services.inference.generate import GenerateResult, RefusedRequestError
+from sophia.services.inference.schemas import GenerateRequest
 from sophia.settings import Settings
 from tests.embedders import HashEmbedder, hash_vector
 from tests.inference import hashed, inference
@@ -165,7 +166,7 @@ def _refuses_large_body(host: str, port: int | None, route: str) -> None:
     declared = head + "Content-Length: 100000\r\n\r\n"
     chunked = head + "Transfer-Encoding: chunked\r\n\r\n" + "7d0\r\n" + "x" * 2_000 + "\r\n"
     for sent in (declared, chunked):
-        with socket.create_connection((host, port or 80), timeout=20) as connection:
+        with socket.create_connection((host, port or 80), timeout=60) as connection:
             connection.sendall(sent.encode())
             received = b""
             while part := connection.recv(65_536):
@@ -189,7 +190,7 @@ def test_the_largest_body_is_taken(served: Serve) -> None:
 
 def test_a_body_that_does_not_come_is_given_up(served: Serve) -> None:
     client = served(timeout_seconds=0.2)
-    with socket.create_connection((client.base_url.host, client.base_url.port or 80), timeout=20) as connection:
+    with socket.create_connection((client.base_url.host, client.base_url.port or 80), timeout=60) as connection:
         connection.sendall(
             b"POST /embed HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: 10\r\n\r\n{"
         )
@@ -283,7 +284,7 @@ def test_generate_answers_whole_or_as_a_stream(echo: Echo, served: Serve) -> Non
 
 def test_what_is_not_asked_for_is_as_the_document_says(echo: Echo, served: Serve) -> None:
     client = served()
-    described = client.get("/openapi.json").json()["components"]["schemas"]["GenerateBody"]["properties"]
+    described = client.get("/openapi.json").json()["components"]["schemas"]["GenerateRequest"]["properties"]
     client.post("/generate", json={"prompt": "a"})
     assert {name: getattr(echo.asked[0], name) for name in ("max_tokens", "temperature", "seed")} == {
         name: described[name]["default"] for name in ("max_tokens", "temperature", "seed")
@@ -398,7 +399,7 @@ def test_a_fault_of_ours_tells_nothing_of_the_text(
 
     hash_embedder.before = fail
     with inference(settings, catalog, hashed(hash_embedder)) as address:
-        answer = httpx.post(f"{address}/embed", json={"text": "secret"})
+        answer = httpx.post(f"{address}/embed", json={"text": "secret"}, timeout=60)
     assert answer.status_code == 500
     assert answer.json()["error"] == "the service failed to answer"
     assert len(answer.headers["X-Request-Id"]) == 32
@@ -410,12 +411,12 @@ def test_models_load_behind_an_open_port(settings: Settings, catalog: Catalog, h
     loaded = threading.Event()
 
     def load(model: Any, precision: Any, settings: Any) -> HashEmbedder:
-        assert loaded.wait(30)
+        assert loaded.wait(60)
         return hash_embedder
 
     with inference(settings, catalog, load, wait=False) as address:
-        assert httpx.get(f"{address}/ready").json() == {"status": "loading"}
-        early = httpx.post(f"{address}/embed", json={"text": "a"})
+        assert httpx.get(f"{address}/ready", timeout=60).json() == {"status": "loading"}
+        early = httpx.post(f"{address}/embed", json={"text": "a"}, timeout=60)
         assert (early.status_code, early.headers["Retry-After"]) == (503, "1")
-        assert "sophia_inference_loaded 0.0" in httpx.get(f"{address}/metrics").text
+        assert "sophia_inference_loaded 0.0" in httpx.get(f"{address}/metrics", timeout=60).text
         loaded.set()

@@ -23,7 +23,8 @@ from sophia.settings import InferenceSettings, Settings
 from tests.embedders import HashEmbedder
 from tests.inference import Gate, hashed
 from tests.integration.inference.conftest import Serve
-from tests.service_process import answers, free_port
+from tests.ports import free_port
+from tests.service_process import answers
 from tests.waiting import until
 
 
@@ -56,7 +57,7 @@ def test_large_requests_take_the_bulk_lane(
     client, gate = served(), Gate(hash_embedder)
     with ThreadPoolExecutor(2) as pool:
         first = pool.submit(client.post, "/embed", json={"text": "hold"})
-        assert gate.reached.wait(30)
+        assert gate.reached.wait(60)
         second = pool.submit(client.post, "/embed", json={"texts": texts})
         try:
             until(lambda: waiting(client, lane) > 0, f"a request in the {lane} lane")
@@ -72,7 +73,7 @@ def test_overload_is_said_at_once(served: Serve, hash_embedder: HashEmbedder, ro
     body = {"text": text} if route == "/embed" else {"input": text, "model": "minilm"}
     with ThreadPoolExecutor(2) as pool:
         running = pool.submit(client.post, "/embed", json={"text": "hold"})
-        assert gate.reached.wait(30)
+        assert gate.reached.wait(60)
         accepted = pool.submit(client.post, route, json=body)
         try:
             until(lambda: waiting(client, "online") > 0, "the request that fits")
@@ -89,13 +90,14 @@ def test_what_takes_too_long_is_answered_and_given_up(served: Serve, hash_embedd
     client, gate = served(timeout_seconds=0.3), Gate(hash_embedder)
     with ThreadPoolExecutor(1) as pool:
         running = pool.submit(client.post, "/embed", json={"text": "hold"})
-        assert gate.reached.wait(30)
+        assert gate.reached.wait(60)
         late = client.post("/embed", json={"text": "late"})
         assert late.status_code == 504
         assert waiting(client, "online") == 0
         gate.opened.set()
         assert running.result().status_code in (200, 504)
-    assert client.post("/embed", json={"text": "after"}).status_code == 200
+    # As short a time may be too short for it on a busy machine.
+    until(lambda: client.post("/embed", json={"text": "after"}).status_code == 200, "an answer in time")
     assert "late" not in hash_embedder.texts
 
 
@@ -103,7 +105,7 @@ def test_a_client_that_leaves_costs_no_computation(served: Serve, hash_embedder:
     client, gate = served(), Gate(hash_embedder)
     with ThreadPoolExecutor(1) as pool:
         running = pool.submit(client.post, "/embed", json={"text": "hold"})
-        assert gate.reached.wait(30)
+        assert gate.reached.wait(60)
         with socket.create_connection((client.base_url.host, client.base_url.port or 80)) as leaving:
             body = b'{"text":"left"}'
             leaving.sendall(
@@ -117,7 +119,7 @@ def test_a_client_that_leaves_costs_no_computation(served: Serve, hash_embedder:
             gate.opened.set()
         assert running.result().status_code == 200
     assert "left" not in hash_embedder.texts
-    assert counted(client, "/embed", 499)
+    until(lambda: counted(client, "/embed", 499), "word of it in the metrics")
 
 
 class SlowSentiment:
@@ -157,8 +159,13 @@ def test_an_analysis_that_nobody_waits_for_is_given_up(served: Serve, monkeypatc
     slow = SlowSentiment()
     monkeypatch.setattr(models, "load_sentiment", lambda settings: slow)
     client = served(timeout_seconds=0.2)
-    assert client.post("/analyze", json={"text": "late"}).status_code == 504
-    until(lambda: slow.stopped == 1, "its end")
+
+    def begun_and_late() -> bool:
+        assert client.post("/analyze", json={"text": "late"}).status_code == 504
+        return bool(slow.calls)
+
+    until(begun_and_late, "an analysis that was begun within its time")
+    until(lambda: slow.stopped == len(slow.calls), "its end")
 
 
 def test_a_long_text_is_not_tokenised_on_the_event_loop(
@@ -201,8 +208,8 @@ def test_a_service_whose_engine_has_died_ends(
         try:
             address = f"http://127.0.0.1:{port}"
             until(lambda: answers(address), "the service")
-            assert httpx.post(f"{address}/embed", json={"text": "a"}).status_code == 503
+            assert httpx.post(f"{address}/embed", json={"text": "a"}, timeout=60).status_code == 503
             with pytest.raises(TemporaryError, match="died of PanicError; restart the process"):
-                serving.result(30)
+                serving.result(60)
         finally:
             stop.set()

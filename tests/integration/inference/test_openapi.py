@@ -49,7 +49,7 @@ class Summary:
 @pytest.fixture(scope="module")
 def document(address: str) -> dict[str, Any]:
     """The served document."""
-    found: dict[str, Any] = httpx.get(f"{address}/openapi.json").json()
+    found: dict[str, Any] = httpx.get(f"{address}/openapi.json", timeout=60).json()
     return found
 
 
@@ -69,14 +69,11 @@ def test_what_the_document_says_is_done(address: str, route: str, mode: Generati
     @given(case=schema[route]["POST"].as_strategy(generation_mode=mode))
     @bounded(
         max_examples=EXAMPLES,
-        derandomize=True,
-        database=None,
-        deadline=None,
         phases=[Phase.generate],
         suppress_health_check=list(HealthCheck),
     )
     def ask(case: schemathesis.Case) -> None:
-        case.call_and_validate(headers={"Authorization": f"Bearer {TOKEN}"}, checks=held)
+        case.call_and_validate(headers={"Authorization": f"Bearer {TOKEN}"}, checks=held, timeout=60)
 
     ask()
 
@@ -85,7 +82,7 @@ def test_what_the_document_says_is_done(address: str, route: str, mode: Generati
 def test_examples_are_answered_in_their_own_shape(address: str, document: dict[str, Any], route: str) -> None:
     operation = document["paths"][route]["post"]
     body = operation["requestBody"]["content"]["application/json"]["example"]
-    answer = httpx.post(f"{address}{route}", json=body, headers={"Authorization": f"Bearer {TOKEN}"})
+    answer = httpx.post(f"{address}{route}", json=body, headers={"Authorization": f"Bearer {TOKEN}"}, timeout=60)
     assert answer.status_code == 200
     described = operation["responses"]["200"]["content"]["application/json"]
     schema = described["schema"] | {"components": document["components"]}

@@ -18,11 +18,12 @@ import pytest
 from sophia.catalog import Catalog
 from sophia.services import draining
 from sophia.services.draining import QUIET_SECONDS
-from sophia.services.inference.app import create_service
+from sophia.services.inference import server
+from sophia.services.inference.app import Service, create_service
 from sophia.settings import Settings
 from tests.embedders import HashEmbedder
 from tests.inference import SLOW_VARIABLE, Process, hashed, inference
-from tests.service_process import answers
+from tests.service_process import START_SECONDS, answers
 from tests.waiting import until
 
 CLIENTS = 8
@@ -55,7 +56,7 @@ class Caller:
         self._thread.start()
 
     def _run(self) -> None:
-        with httpx.Client(base_url=self._address, limits=self._limits, timeout=30) as client:
+        with httpx.Client(base_url=self._address, limits=self._limits, timeout=60) as client:
             while True:
                 try:
                     self.answers.append(client.post("/embed", json={"text": f"slow {len(self.answers)}"}))
@@ -79,7 +80,7 @@ def test_no_accepted_request_is_lost_when_it_ends(start: Start) -> None:
     process.popen.send_signal(signal.SIGTERM)
     for caller in callers:
         caller.join()
-    assert process.popen.wait(30) == 0
+    assert process.popen.wait(60) == 0
     assert [caller.lost for caller in callers if caller.lost] == []
     assert {answer.status_code for caller in callers for answer in caller.answers} == {200}
     # All that was answered was logged, and nothing else.
@@ -108,7 +109,7 @@ def test_what_the_kernel_had_accepted_is_answered(
 
     async def drain_with_a_backlog(ending: Any, service: Any, listener: socket.socket) -> None:
         for connection in late:
-            connection.settimeout(30)
+            connection.settimeout(60)
             connection.connect(listener.getsockname())
         if sent == "before":
             ask()
@@ -149,7 +150,8 @@ def ask_twice(process: Process, pool: ThreadPoolExecutor) -> list[Future[httpx.R
     running = pool.submit(httpx.post, f"{process.address}/embed", json={"text": "hold"}, timeout=60)
     until(process.reached, "the pass")
     waiting = pool.submit(httpx.post, f"{process.address}/embed", json={"text": "wait"}, timeout=60)
-    until(lambda: 'waiting_tokens{lane="online"} 3.0' in httpx.get(f"{process.address}/metrics").text, "the second")
+    metrics = f"{process.address}/metrics"
+    until(lambda: 'waiting_tokens{lane="online"} 3.0' in httpx.get(metrics, timeout=60).text, "the second")
     return [running, waiting]
 
 
@@ -165,7 +167,7 @@ def test_running_requests_end_behind_a_closed_port(start: Start) -> None:
         process.open()
         ended = [each.result() for each in asked]
     assert [(each.status_code, each.headers["Connection"]) for each in ended] == [(200, "close")] * 2
-    assert process.popen.wait(30) == 0
+    assert process.popen.wait(60) == 0
 
 
 def test_what_does_not_end_in_time_is_told_so(start: Start) -> None:
@@ -177,7 +179,7 @@ def test_what_does_not_end_in_time_is_told_so(start: Start) -> None:
         ended = [each.result() for each in asked]
     assert [(each.status_code, each.headers["Retry-After"]) for each in ended] == [(503, "1")] * 2
     # The pass that runs is deep in the model: the process does not wait for it.
-    assert process.popen.wait(30) == 0
+    assert process.popen.wait(60) == 0
     assert "Traceback" not in process.errors
 
 
@@ -198,12 +200,34 @@ def test_ready_says_that_it_ends(settings: Settings, catalog: Catalog) -> None:
     assert (answer.status_code, answer.json(), answer.headers["Connection"]) == (503, {"status": "ending"}, "close")
 
 
+def test_a_process_of_its_own_keeps_what_it_loaded_before_it_is_ready(
+    settings: Settings, catalog: Catalog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the garbage collector looks through all of it, for a third of a second, among the first requests."""
+    services: list[Service] = []
+    kept: list[bool] = []
+
+    def serve_nobody(service: Service, *_: Any) -> None:
+        services.append(service)
+        service.loading.start()
+        until(lambda: service.loading.done, "the models")
+        asyncio.run(service.loading.close(1))
+
+    monkeypatch.setattr(server, "listen", lambda *_: None)
+    monkeypatch.setattr(server, "serve_until_stopped", serve_nobody)
+    monkeypatch.setattr(server, "keep_what_is_loaded", lambda: kept.append(services[-1].loading.done))
+    server.serve(settings, catalog, load=hashed(HashEmbedder()))
+    assert kept == [False]
+    server.serve(settings, catalog, threading.Event(), load=hashed(HashEmbedder()))
+    assert kept == [False], "whoever stops it goes on with this process"
+
+
 def test_the_access_log_holds_numbers_and_no_texts(start: Start) -> None:
     process = start(SOPHIA_INFERENCE__TOKENS="token-of-callers")
     process.ready()
     headers = {"Authorization": "Bearer token-of-callers", "X-Request-Id": "mine"}
     text = "a purple elephant"
-    with httpx.Client(base_url=process.address, headers=headers) as client:
+    with httpx.Client(base_url=process.address, headers=headers, timeout=60) as client:
         client.post("/embed", json={"texts": [text, text]})
         client.post("/embed", json={"texts": [text, 7], text: 1})
         client.post("/analyze", json={"text": text})
@@ -211,7 +235,7 @@ def test_the_access_log_holds_numbers_and_no_texts(start: Start) -> None:
         client.post("/embed", json={"text": text}, headers={"Authorization": "Bearer guessed-token"})
         client.post("/embed", json={"text": text}, headers={"X-Request-Id": 'a", "status": 200'})
     process.popen.send_signal(signal.SIGINT)
-    assert process.popen.wait(30) == 0
+    assert process.popen.wait(60) == 0
     lines = [json.loads(line) for line in process.log if '"/ready"' not in line]
     assert [(line["method"], line["route"], line["status"], line["texts"], line["tokens"]) for line in lines] == [
         ("POST", "/embed", 200, 2, lines[0]["tokens"]),
@@ -239,7 +263,7 @@ def test_the_access_log_holds_numbers_and_no_texts(start: Start) -> None:
 )
 def test_what_must_be_configured_first_ends_it(start: Start, environment: dict[str, str], reason: str) -> None:
     process = start(**environment)
-    assert process.popen.wait(60) == 2
+    assert process.popen.wait(START_SECONDS) == 2
     assert reason in process.errors
 
 
@@ -247,5 +271,5 @@ def test_a_port_in_use_is_said(start: Start) -> None:
     first = start()
     first.ready()
     second = start(SOPHIA_INFERENCE__PORT=first.address.rpartition(":")[2])
-    assert second.popen.wait(30) == 2
+    assert second.popen.wait(START_SECONDS) == 2
     assert "SOPHIA_INFERENCE__PORT" in second.errors

@@ -15,14 +15,8 @@ from pydantic import SecretStr
 
 from sophia.errors import ConfigurationError, SophiaError, TemporaryError
 from sophia.services.inference.endpoint_generator import EndpointGenerator
-from sophia.services.inference.generate import (
-    GenerateRequest,
-    GenerateResult,
-    Generator,
-    Message,
-    RefusedRequestError,
-    load_generator,
-)
+from sophia.services.inference.generate import GenerateResult, Generator, RefusedRequestError, load_generator
+from sophia.services.inference.schemas import GenerateRequest, Message
 from sophia.settings import InferenceSettings, load_settings
 from tests.chat_server import DONE, ChatServer, Exchange, Script, chat_server, delta
 
@@ -68,10 +62,10 @@ async def _streamed(generator: Generator, _server: ChatServer) -> list[str]:
 def test_a_request_is_passed_on_and_its_answer_back() -> None:
     async def ask(generator: Generator, server: ChatServer) -> None:
         request = GenerateRequest(
-            messages=(Message(role="system", content="be brief"), Message(role="user", content="hello")),
+            messages=[Message(role="system", content="be brief"), Message(role="user", content="hello")],
             max_tokens=9,
             temperature=0.5,
-            stop=("END",),
+            stop=["END"],
             seed=3,
         )
         assert await generator.generate(request) == GenerateResult("Hello.", "length", 7, 3)

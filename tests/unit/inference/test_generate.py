@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from sophia.errors import ConfigurationError
-from sophia.services.inference.generate import GenerateRequest, Message, load_generator
+from sophia.services.inference.generate import load_generator
+from sophia.services.inference.schemas import GenerateRequest, Message
 from sophia.services.inference.stops import StopFilter
 from sophia.settings import InferenceSettings, load_settings
 from tests.text_models import save_classifier
@@ -22,7 +23,7 @@ from tests.text_models import save_classifier
 
 def test_a_prompt_is_what_a_user_says() -> None:
     assert GenerateRequest(prompt="hello").conversation() == [{"role": "user", "content": "hello"}]
-    messages = (Message(role="system", content="be brief"), Message(role="user", content="hello"))
+    messages = [Message(role="system", content="be brief"), Message(role="user", content="hello")]
     assert GenerateRequest(messages=messages).conversation() == [
         {"role": "system", "content": "be brief"},
         {"role": "user", "content": "hello"},

@@ -13,8 +13,9 @@ import pytest
 
 from sophia.embedding.scheduler import OverloadedError
 from sophia.errors import TemporaryError
-from sophia.services.inference.generate import GenerateRequest, Message, RefusedRequestError, load_generator
+from sophia.services.inference.generate import RefusedRequestError, load_generator
 from sophia.services.inference.local_generator import LocalGenerator
+from sophia.services.inference.schemas import GenerateRequest, Message
 from sophia.services.inference.text_models import TextModel, load_text_model
 from sophia.settings import InferenceSettings, load_settings
 from tests.text_models import CHAT_TEMPLATE, save_causal
@@ -262,19 +263,19 @@ def test_a_fault_of_the_model_ends_the_answer_and_not_the_thread(
 
 def test_a_conversation_goes_through_the_chat_template(chat: TextModel) -> None:
     async def ask(generator: LocalGenerator) -> None:
-        messages = (Message(role="system", content="be fair"), Message(role="user", content="the price"))
+        messages = [Message(role="system", content="be fair"), Message(role="user", content="the price")]
         result = await generator.generate(GenerateRequest(messages=messages, max_tokens=4))
         expected = "system says be fair user says the price assistant says"
         assert result.prompt_tokens == len(chat.tokenizer(expected)["input_ids"])
         with pytest.raises(RefusedRequestError, match="chat template"):
-            await generator.generate(GenerateRequest(messages=(Message(role="assistant", content="the price"),)))
+            await generator.generate(GenerateRequest(messages=[Message(role="assistant", content="the price")]))
 
     _run(chat, ask)
 
 
 def test_a_model_without_a_template_takes_a_conversation_too(loaded: TextModel) -> None:
     async def ask(generator: LocalGenerator) -> None:
-        messages = (Message(role="system", content="be fair"), Message(role="user", content="the price"))
+        messages = [Message(role="system", content="be fair"), Message(role="user", content="the price")]
         result = await generator.generate(GenerateRequest(messages=messages, max_tokens=4))
         expected = "system: be fair\nuser: the price\nassistant:"
         assert result.prompt_tokens == len(loaded.tokenizer(expected)["input_ids"])
