@@ -23,10 +23,11 @@ def vacuum(connection: Connection, schema: str, table: str, *, rewrite: bool = F
     name = sql.Identifier(schema, table)
     options = sql.SQL("FULL, ANALYZE" if rewrite else "INDEX_CLEANUP ON, ANALYZE")
     connection.execute(sql.SQL("VACUUM ({}) {}").format(options, name))
-    # ANALYZE leaves the statistics of an empty table as they were.
-    row = connection.execute(sql.SQL("SELECT EXISTS (SELECT 1 FROM {})").format(name)).fetchone()
-    if row is not None and not row[0]:
-        _clear_statistics(connection, schema, table)
+    # ANALYZE leaves the statistics of an empty table as they were; those of it with its heirs are a set of their own.
+    for inherited, rows in ((False, sql.SQL("ONLY {}")), (True, sql.SQL("{}"))):
+        row = connection.execute(sql.SQL("SELECT EXISTS (SELECT 1 FROM {})").format(rows.format(name))).fetchone()
+        if row is not None and not row[0]:
+            _clear_statistics(connection, schema, table, inherited=inherited)
 
 
 def vacuum_statistics(connection: Connection, *, rewrite: bool = False) -> None:
@@ -57,18 +58,18 @@ def snapshots_before(connection: Connection, transaction: int) -> list[int]:
     return [int(row[0]) for row in rows]
 
 
-def _clear_statistics(connection: Connection, schema: str, table: str) -> None:
+def _clear_statistics(connection: Connection, schema: str, table: str, *, inherited: bool) -> None:
     names = connection.execute(
         "SELECT attname FROM pg_attribute WHERE attrelid = to_regclass(%s) AND attnum > 0 AND NOT attisdropped",
         [f'{schema}."{table}"'],
     ).fetchall()
     if connection.info.server_version >= _CLEARS_STATISTICS:
         for (name,) in names:
-            connection.execute("SELECT pg_clear_attribute_stats(%s, %s, %s, false)", [schema, table, name])
+            connection.execute("SELECT pg_clear_attribute_stats(%s, %s, %s, %s)", [schema, table, name, inherited])
     else:
         # Only a superuser may; for another role they stay until the table holds rows again and is analysed.
         connection.execute(
-            "DELETE FROM pg_statistic WHERE starelid = to_regclass(%s) "
+            "DELETE FROM pg_statistic WHERE starelid = to_regclass(%s) AND stainherit = %s "
             "AND (SELECT rolsuper FROM pg_roles WHERE rolname = current_user)",
-            [f'{schema}."{table}"'],
+            [f'{schema}."{table}"', inherited],
         )

@@ -6,7 +6,8 @@ no live work waits does the bulk lane compare a shard (first load, snapshot, hug
 forward passes the live lane is looked at again: a backfill never holds up a change for longer than one forward pass,
 and passes and transactions are short while live changes come in. What takes a store minutes, building its
 nearest-neighbour index, is done aside. When neither lane has work, the continuous verification takes a step
-(`sophia.indexing.scan`), no longer than a bulk transaction.
+(`sophia.indexing.scan`), no longer than a bulk transaction, and what the live lane wrote is entered into the graph
+(`sophia.indexing.absorbing`).
 
 A store outside of the database that is away, or refuses us, makes only its own lanes wait (`sophia.indexing.lane`).
 
@@ -37,7 +38,8 @@ from sophia.indexing.lane import Lane, Observe
 from sophia.indexing.leases import Lease
 from sophia.indexing.provenance import register_run
 from sophia.indexing.publication import settle, unsettled_kinds
-from sophia.indexing.repair import mend, repair_shard
+from sophia.indexing.repair import mend, neighbours, repair_shard
+from sophia.indexing.shards import HeldError
 from sophia.indexing.versions import IndexVersion, active_versions, local_indexes, require_model
 from sophia.indexing.writer import TRANSACTION_SECONDS
 from sophia.settings import Settings
@@ -55,6 +57,8 @@ LIVE_MEMORY_SECONDS = 2.0
 # Between two tries of what a person must mend first, or of a store that was away when its index was to be begun.
 TRY_AGAIN_SECONDS = 10.0
 SETTLE_SECONDS = 1.0
+# Bulk work and verification make way for live work; a step that has waited so long goes in between.
+LATE_SECONDS = 5.0
 
 
 class Indexer:
@@ -128,12 +132,15 @@ class Indexer:
             try:
                 while not stop.is_set():
                     self._reload(connection)
+                    if self._looks_are_late():
+                        # Else nothing would be verified for as long as there is no quiet moment.
+                        self._look(connection, stop)
                     if self._live_pass(connection):
                         continue
                     self.ready.set()
                     if self._bulk and self._bulk_pass(connection, stop):
                         continue
-                    if self._pending_pass(connection, stop) or self._scan_pass(connection, stop):
+                    if self._look(connection, stop) or self._absorb(connection):
                         continue
                     self._settle(connection)
                     self._wait(connection)
@@ -187,6 +194,8 @@ class Indexer:
             return
         seconds = self._settings.indexer.lease_seconds
         self._next_reload = now + min(1.0, seconds / 3)
+        # A first load fills tables within seconds that were empty when the live lane's statements were planned.
+        connection.execute(Q["forget_plans"])
         if self._unmade:
             self._begin(connection)
         known = {lane.version.id: lane for lane in self._lanes}
@@ -217,6 +226,9 @@ class Indexer:
         try:
             require_model(version)
             store = self._stores.of(version)
+            if store.transactional:
+                # An earlier release may have made it, and the catalog may have another version by now.
+                store.ensure(connection, version)
             embedder = self._embedder(version)
             admit(connection, version, embedder, self._run)
         except ConfigurationError as error:
@@ -284,6 +296,8 @@ class Indexer:
             return False
         try:
             figures = lane.live.apply(connection, ready, lease=lane.lease, position=position)
+            if lane.absorption is not None and lane.lease is not None:
+                lane.absorption.wrote(connection, lane.lease, figures)
         except FencedError as error:
             logger.warning("%s", error)
             lane.lease = None
@@ -300,6 +314,19 @@ class Indexer:
         lane.pace.took(len(ready), self._live_at - began, LIVE_SECONDS)
         return True
 
+    def _absorb(self, connection: Connection) -> bool:
+        """Move a few rows of one version into its graph, if it is quiet. Returns whether there were any."""
+        for lane in self._lanes:
+            if lane.lease is None or lane.absorption is None:
+                continue
+            try:
+                if lane.absorption.step(connection, lane.lease):
+                    return True
+            except FencedError as error:
+                logger.warning("%s", error)
+                lane.lease = None
+        return False
+
     @staticmethod
     def _left_in_peace(lane: Lane, error: SophiaError) -> None:
         """A store outside of the database is away or refuses: its lane waits. Any other fault ends the loop."""
@@ -308,7 +335,7 @@ class Indexer:
         lane.back_off(error, time.monotonic())
 
     def _bulk_pass(self, connection: Connection, stop: Event) -> bool:
-        """Compare one shard of one version, doing live work in between. Returns whether there was any."""
+        """Compare one shard of one version, or some small ones, doing live work in between. Returns whether it did."""
         for lane in self._lanes:
             if not lane.writes(time.monotonic()):
                 continue
@@ -318,16 +345,23 @@ class Indexer:
             shards = connection.execute(Q["stale_shards"], {"version_id": lane.version.id}, prepare=True).fetchall()
             if not shards:
                 lane.compared = bulk
-            for (shard,) in shards:
+            free = [shard for (shard,) in shards if lane.held_until.get(shard, 0.0) <= time.monotonic()]
+            most = self._settings.indexer.bulk_documents
+            for together in neighbours(lane.version, free, self._head(lane)[0], most):
                 try:
                     figures = repair_shard(
                         connection,
                         lane.bulk,
-                        shard,
-                        batch=self._settings.indexer.bulk_documents,
+                        together[0],
+                        last=together[-1],
+                        batch=most,
                         size=partial(self._bulk_size, lane),
                         between=partial(self._between, connection, stop),
                     )
+                except HeldError as error:
+                    # Known in advance, so that nothing is embedded in vain until then.
+                    lane.held_until |= dict.fromkeys(together, time.monotonic() + error.seconds)
+                    continue
                 except BusyError:
                     continue  # a Dagster run has this shard
                 except FencedError as error:
@@ -341,6 +375,14 @@ class Indexer:
                 self._builder.look(lane.bulk)
                 return True
         return False
+
+    def _looks_are_late(self) -> bool:
+        now = time.monotonic()
+        return any(lane.writes(now) and lane.seconds_late(now) > LATE_SECONDS for lane in self._lanes)
+
+    def _look(self, connection: Connection, stop: Event) -> bool:
+        """Take one step of what comes behind live and bulk work. Returns whether there was any."""
+        return self._pending_pass(connection, stop) or self._scan_pass(connection, stop)
 
     def _pending_pass(self, connection: Connection, stop: Event) -> bool:
         """Write anew what a writer that is gone began and did not end. Returns whether there was any."""
@@ -368,7 +410,7 @@ class Indexer:
 
     def _scan_pass(self, connection: Connection, stop: Event) -> bool:
         """Take one step of one version's verification. Returns whether there was any."""
-        for lane in self._lanes:
+        for lane in sorted(self._lanes, key=lambda lane: lane.scanner.late, reverse=True):
             if lane.lease is None or not lane.writes(time.monotonic()):
                 continue
             try:
@@ -386,12 +428,13 @@ class Indexer:
         return False
 
     def _between(self, connection: Connection, stop: Event) -> None:
-        """Between two steps of bulk work: all the live work that waits."""
+        """Between two steps of bulk work: all the live work that waits, unless it does not end."""
+        until = time.monotonic() + LATE_SECONDS
         while True:
             if stop.is_set():
                 raise Stopped
             self._reload(connection)
-            if not self._live_pass(connection):
+            if not self._live_pass(connection) or time.monotonic() > until:
                 break
         beside = self._settings.indexer.beside_tokens if self._live_lately() else None
         for embedder in self.embedders.values():
@@ -413,6 +456,8 @@ class Indexer:
             timeout = min(timeout, max(0.0, min(dues) - now))
         working = [lane for lane in self._lanes if lane.writes(now)]
         timeout = min([timeout, *(lane.scanner.wait() for lane in working)])
+        moves = [lane.absorption.wait() for lane in working if lane.absorption is not None]
+        timeout = min([timeout, *(wait for wait in moves if wait is not None)])
         timeout = min([timeout, *(max(0.01, lane.resume_at - now) for lane in self._lanes if lane.resume_at > now)])
         for _ in connection.notifies(timeout=timeout, stop_after=1):
             pass

@@ -12,6 +12,7 @@ from psycopg.rows import TupleRow
 from sophia.documents import Key
 from sophia.embedding import Embedder
 from sophia.errors import SophiaError
+from sophia.indexing.absorbing import Absorption
 from sophia.indexing.batch import Figures, Row
 from sophia.indexing.leases import Lease
 from sophia.indexing.pace import HotRows, Pace
@@ -44,6 +45,7 @@ class Lane:
         resume_at: until then, on the monotonic clock, a store outside of the database is left in peace.
         held: rows that were read and rest, with their positions; the stored position stays before the first of them.
         compared: position of the newest bulk document up to which no shard is left to compare.
+        held_until: when the bulk lane's shards come free whose last writer is gone or silent, on the monotonic clock.
     """
 
     def __init__(
@@ -54,6 +56,7 @@ class Lane:
         self.read = self.stored = version.position
         self.held: dict[Key, int] = {}
         self.compared = -1
+        self.held_until: dict[int, float] = {}
         self.hot = HotRows()
         self.settings = settings
         # Of whole batches, with the embedding.
@@ -70,6 +73,7 @@ class Lane:
 
         self.live = writer("live")
         self.bulk = writer("bulk")
+        self.absorption = Absorption(version) if store.transactional else None
         self.scanner = Scanner(self.bulk, settings.indexer.scan_hours, batch=settings.indexer.live_documents)
 
     def begin(self, lease: Lease, position: int) -> None:
@@ -77,6 +81,8 @@ class Lane:
         self.lease = lease
         self.stored = position
         self.compared = -1
+        if self.absorption is not None:
+            self.absorption.begin()
         self._rewind()
 
     def _rewind(self) -> None:
@@ -112,6 +118,11 @@ class Lane:
             return []
         self._next_look = now + LOOK_SECONDS
         return left_pending(connection, self.bulk, self.settings.indexer.live_documents)
+
+    def seconds_late(self, now: float) -> float:
+        """How long the look that is most overdue has waited for a quiet moment."""
+        pending = 0.0 if self.store.transactional else now - self._next_look
+        return max(pending, self.scanner.late)
 
     @property
     def next_due(self) -> float | None:

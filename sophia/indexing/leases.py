@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import psycopg
 from psycopg.rows import TupleRow
@@ -75,3 +75,42 @@ class Lease:
     def release(self, connection: Connection) -> None:
         """Give the lease up, so that a successor need not wait."""
         connection.execute(Q["release_lease"], {"name": self.name, "epoch": self.epoch})
+
+
+class Leases(Lease):
+    """Several leases that are held as one: lost as soon as one of them is."""
+
+    def __init__(self, held: Sequence[Lease]) -> None:
+        self._held = held
+
+    @classmethod
+    def try_take_all(cls, connection: Connection, names: Sequence[str], seconds: float) -> Leases | None:
+        """All of them, or None, and none is taken, while another session holds one."""
+        held: list[Lease] = []
+        for name in names:
+            lease = Lease.try_take(connection, name, seconds)
+            if lease is None:
+                cls(held).release(connection)
+                return None
+            held.append(lease)
+        return cls(held)
+
+    def check(self, connection: Connection) -> Callable[[], None]:
+        """As `Lease.check`."""
+        checks = [lease.check(connection) for lease in self._held]
+
+        def all_held() -> None:
+            for held in checks:
+                held()
+
+        return all_held
+
+    def renew(self, connection: Connection) -> None:
+        """As `Lease.renew`."""
+        for lease in self._held:
+            lease.renew(connection)
+
+    def release(self, connection: Connection) -> None:
+        """As `Lease.release`."""
+        for lease in self._held:
+            lease.release(connection)

@@ -11,7 +11,7 @@ before, so that the time grows with the documents and not with their square.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -31,7 +31,7 @@ from sophia.indexing.backends import admit
 from sophia.indexing.batch import Figures, Row
 from sophia.indexing.beginning import begin_version
 from sophia.indexing.compare import Slices, compare
-from sophia.indexing.leases import Lease
+from sophia.indexing.leases import Lease, Leases
 from sophia.indexing.publication import settle
 from sophia.indexing.versions import IndexVersion
 from sophia.indexing.watch import RepairProgress, RepairWatch
@@ -51,11 +51,29 @@ LOOK_SECONDS = 0.05
 Between = Callable[[], None]
 
 
+def neighbours(version: IndexVersion, shards: Iterable[int], position: int, most: int) -> list[range]:
+    """Shards, in their order, as runs of neighbours that hold about `most` documents at most: `repair_shard` takes each
+    at once, so that the batches of a small collection are no smaller than those of a large one.
+
+    Args:
+        position: the collection's. It has at most as many documents as changes.
+    """
+    together = max(1, most * version.index.shards // max(1, position)) if version.store == "pgvector" else 1
+    runs: list[range] = []
+    for shard in shards:
+        if runs and runs[-1].stop == shard and len(runs[-1]) < together:
+            runs[-1] = range(runs[-1].start, shard + 1)
+        else:
+            runs.append(range(shard, shard + 1))
+    return runs
+
+
 def repair_shard(
     connection: Connection,
     writer: Writer,
     shard: int,
     *,
+    last: int | None = None,
     batch: int,
     size: Callable[[], int] | None = None,
     deep: bool = False,
@@ -65,6 +83,7 @@ def repair_shard(
     """Repair one shard of a version and record that it was compared. Returns what it cost.
 
     Args:
+        last: repair all shards from `shard` to this one, as if they were one.
         batch: most documents of a transaction.
         size: asked before each batch how many of these it may hold; all if not given.
         deep: read the store itself, too.
@@ -72,17 +91,18 @@ def repair_shard(
         progress: called after each batch with the sum so far.
 
     Raises:
-        BusyError: another process is repairing this shard.
+        BusyError: another process is repairing this shard, or one of these.
         FencedError: another process took the shard over while this one was silent.
     """
     version = writer.version
-    lease = Lease.try_take(connection, f"repair/{version.id}/{shard}", LEASE_SECONDS)
+    shards = range(shard, (shard if last is None else last) + 1)
+    lease = Leases.try_take_all(connection, [f"repair/{version.id}/{number}" for number in shards], LEASE_SECONDS)
     if lease is None:
         raise BusyError(f"shard {shard} of {version.label} is being repaired by another run; try again later")
     figures = Figures()
     try:
         for step in repair_steps(
-            connection, writer, shard, lease, size=size or (lambda: batch), deep=deep, between=between
+            connection, writer, shards, lease, size=size or (lambda: batch), deep=deep, between=between
         ):
             lease.renew(connection)
             if step is not None:
@@ -98,7 +118,7 @@ def repair_shard(
 def repair_steps(
     connection: Connection,
     writer: Writer,
-    shard: int,
+    shards: range,
     lease: Lease,
     *,
     size: Callable[[], int],
@@ -107,7 +127,8 @@ def repair_steps(
 ) -> Iterator[Figures | None]:
     """`repair_shard` in short steps: the figures of a batch that was written, or None where nothing differed."""
     version = writer.version
-    first, last = bucket_range(shard, version.index.shards)
+    first, _ = bucket_range(shards[0], version.index.shards)
+    _, last = bucket_range(shards[-1], version.index.shards)
     row = connection.execute(Q["collection_position"], {"collection_id": version.collection_id}).fetchone()
     position = int(row[0]) if row else 0
     for rows in _outdated(connection, version, first, last, size, position):
@@ -127,7 +148,8 @@ def repair_steps(
     with connection.transaction():
         # A version that was retired and begun anew meanwhile has another shard of this number, which is empty.
         lease.check(connection)()
-        connection.execute(Q["shard_done"], {"version_id": version.id, "shard": shard, "position": position})
+        params = {"version_id": version.id, "first": shards[0], "last": shards[-1], "position": position}
+        connection.execute(Q["shards_done"], params)
 
 
 def _outdated(
@@ -261,11 +283,12 @@ def repair_version(
     """
     whole = Figures()
     watch = RepairWatch(connection, session.version, shards, session.embedder, progress) if progress else None
-    for shard in shards:
+    for together in neighbours(session.version, shards, session.position(connection), batch):
         part = repair_shard(
             connection,
             session.writer,
-            shard,
+            together[0],
+            last=together[-1],
             batch=batch,
             deep=deep,
             between=watch.tell if watch else nothing,
@@ -273,7 +296,7 @@ def repair_version(
         )
         whole.add(part)
         if watch:
-            watch.shard_ended()
+            watch.shards_ended(len(together))
     with watch.building() if watch else nullcontext():
         finish_load(connection, session.writer)
     return whole

@@ -56,16 +56,20 @@ class Scanner:
         self._batch = batch
         self._clock = clock
         self._width = Slices(0, 0, SLICE_KEYS).width
-        self._next_tick = 0.0
-        self._next_slice = 0.0
+        self._next_tick = self._next_slice = clock()
         self._begun = False
         self.found = 0
         self.repaired = 0
 
     def wait(self) -> float:
         """Seconds until there is something to do; 0 when there is now."""
+        return max(0.0, -self.late)
+
+    @property
+    def late(self) -> float:
+        """Seconds since there has been something to do; negative before."""
         soonest = min(self._next_tick, self._next_slice) if self._hours else self._next_tick
-        return max(0.0, soonest - self._clock())
+        return self._clock() - soonest
 
     def step(self, connection: Connection, lease: Lease, between: Callable[[], None] = lambda: None) -> Figures | None:
         """Do one look if one is due: at most some 500 keys, some 20 ms, unless something must be repaired.
@@ -87,11 +91,13 @@ class Scanner:
         if not loaded:
             self._next_tick = self._next_slice = now + TICK_SECONDS
             return None
-        if now >= self._next_tick:
+        slice_due = self._hours > 0 and now >= self._next_slice
+        # What has waited longer comes first, so that neither keeps the other from its turn.
+        if now >= self._next_tick and not (slice_due and self._next_slice < self._next_tick):
             self._next_tick = now + TICK_SECONDS
             if verified < position:
                 return self._tick(connection, lease, verified, position, between)
-        if self._hours and now >= self._next_slice:
+        if slice_due:
             return self._slice(connection, lease, next_bucket, now, between)
         return None
 

@@ -37,7 +37,7 @@ MOST_SHARDS = 16
 MARGIN_SECONDS = 5.0
 # Between two tries of a lease whose time is not over: its holder may give it back before.
 HELD_SECONDS = 1.0
-# How long a turn is waited for. Who is before us writes one batch, or is halted.
+# How long a turn is waited for, whatever the number of shards. Who is before us writes one batch, or is halted.
 TURN_MS = 3_000
 
 
@@ -120,10 +120,11 @@ def turn(connection: Connection, names: Sequence[str]) -> Iterator[None]:
     try:
         # On a timeout: who has what of these locks does not matter to `take`.
         with (
-            contextlib.suppress(psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected),
+            contextlib.suppress(psycopg.errors.QueryCanceled, psycopg.errors.DeadlockDetected),
             connection.transaction(),
         ):
-            connection.execute("SELECT set_config('lock_timeout', %s, true)", [f"{TURN_MS}ms"])
+            # Not the time of a lock: that counts anew for each of them.
+            connection.execute("SELECT set_config('statement_timeout', %s, true)", [f"{TURN_MS}ms"])
             connection.execute(Q["lock_shards"], params)
         yield
     finally:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any
@@ -38,6 +38,7 @@ class IndexProgress:
         scanned: share of the present deep scan that is done, 0 to 1.
         scan_seconds, scan_ended_at: of the last whole deep scan; None before the first.
         drift_found, drift_repaired: documents that the verification found to differ, and mended, since the version is.
+        fresh: about how many chunks its nearest-neighbour graph does not have yet; None where every write enters it.
     """
 
     version_id: int
@@ -67,6 +68,7 @@ class IndexProgress:
     scan_ended_at: datetime | None
     drift_found: int
     drift_repaired: int
+    fresh: int | None
 
     @property
     def level(self) -> bool:
@@ -83,12 +85,14 @@ class IndexStatus(IndexProgress):
         indexed: of these, what the ledger says the store holds.
         chunks: vectors.
         parked: documents that cannot be indexed.
+        pending: documents of which nobody knows yet whether a store outside of the database has them.
     """
 
     documents: int
     indexed: int
     chunks: int
     parked: int
+    pending: int
 
     def to_json(self) -> dict[str, Any]:
         """For `--json` and the console."""
@@ -125,10 +129,23 @@ class CollectionProgress:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CollectionStatus(CollectionProgress):
-    """The same with what it holds, counted."""
+    """The same with what it holds, counted.
+
+    Attributes:
+        dead_letters: what could not be taken or indexed.
+        parked: of these the deliveries of Estuary that are kept as they came.
+        rereads: rows that wait to be read from the source again.
+    """
 
     documents: int
     dead_letters: int
+    parked: int
+    rereads: int
+
+    def to_json(self, complete: Mapping[str, datetime | None]) -> dict[str, Any]:
+        """For `--json` and the console; with Estuary's watermark of the collections that it feeds."""
+        fed = {"watermark": complete[self.name]} if self.name in complete else {}
+        return asdict(self) | fed
 
 
 def collection_progress(connection: Connection) -> list[CollectionProgress]:
@@ -162,7 +179,8 @@ def index_status(connection: Connection, versions: Sequence[int] | None = None) 
     """Every version that is fed, or those of these ids; counts their documents, so it is for people, not for loops."""
     wanted = [p for p in index_progress(connection) if versions is None or p.version_id in versions]
     rows = connection.execute(Q["contents"], {"ids": [p.version_id for p in wanted]}).fetchall()
-    counted = {row[0]: dict(zip(("documents", "indexed", "chunks", "parked"), row[1:], strict=True)) for row in rows}
+    names = ("documents", "indexed", "chunks", "parked", "pending")
+    counted = {row[0]: dict(zip(names, row[1:], strict=True)) for row in rows}
     return [IndexStatus(**asdict(p), **counted[p.version_id]) for p in wanted]
 
 

@@ -120,7 +120,7 @@ def ensure_version(connection: Connection, catalog: Catalog, index: Index, profi
     mark = fingerprint(index, model, store)
     with connection.transaction():
         connection.execute(Q["lock_index"], {"name": index.name})
-        collection_id = inbox.ensure_collection(connection, index.collection, catalog.collection(index.collection).key)
+        collection_id = inbox.ensure_collection(connection, index.collection)
         found = connection.execute(Q["find"], {"name": index.name, "fingerprint": mark}).fetchone()
         if found is None:
             connection.execute(Q["lock_position"], {"collection_id": collection_id})

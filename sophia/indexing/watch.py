@@ -84,9 +84,9 @@ class RepairWatch:
         """Of the shards that are done, and of the present one so far."""
         self._documents, self._embedded = whole.documents + part.documents, whole.embedded + part.embedded
 
-    def shard_ended(self) -> None:
-        """One more is done."""
-        self._ended += 1
+    def shards_ended(self, count: int) -> None:
+        """So many more are done."""
+        self._ended += count
         if self._ended == self._shards:
             # Whatever the estimate was.
             self._meter.total = self._documents

@@ -4,8 +4,8 @@ Invariants:
 
 * Only text whose hash is new is embedded: unchanged chunks keep their vector, equal texts elsewhere in the version
   lend theirs, and equal texts of a batch are embedded once.
-* Embedding happens outside any transaction; then one transaction checks the lease, moves the ledger (newer clock
-  wins), writes the store where the ledger was moved, and advances the lane.
+* Embedding happens outside any transaction; how the batch then becomes ledger and store is told in
+  `sophia.indexing.transaction` and, for stores outside of the database, in `sophia.indexing.external`.
 * A document that cannot be indexed, for example because a text of it cannot be embedded, is parked: the reason goes to
   the dead letters, the ledger says `parked`, and the store holds nothing of it, so that no search returns its former
   text as current. It is tried again when the row changes or was read again.
@@ -21,24 +21,23 @@ import psycopg
 from psycopg.rows import TupleRow
 
 from sophia import sql
-from sophia.documents import Clock, Key
+from sophia.documents import Key
 from sophia.embedding import Embedder, Vectors
 from sophia.errors import DocumentError
 from sophia.failpoints import failpoint
-from sophia.indexing import records
 from sophia.indexing.batch import Figures, Row
 from sophia.indexing.external import Batch, ExternalWrites, MovedError
 from sophia.indexing.leases import Lease
 from sophia.indexing.pace import Pace
 from sophia.indexing.text import Chunk, Texts
+from sophia.indexing.transaction import TransactionalWrites
 from sophia.indexing.vectors import embed_chunks
 from sophia.indexing.versions import IndexVersion
 from sophia.stores import ChunkWrite, DocumentWrite, Store
-from sophia.stores.base import PREPARED_ROWS, vector_hash
+from sophia.stores.base import vector_hash, vector_hashes
 
 logger = logging.getLogger("sophia.indexing")
 Connection = psycopg.Connection[TupleRow]
-Cursor = psycopg.Cursor[TupleRow]
 Q = sql.load("indexing")
 # What a transaction may take when nothing more urgent waits for it.
 TRANSACTION_SECONDS = 0.2
@@ -74,6 +73,7 @@ class Writer:
         self._metadata = index.metadata
         # Of the transactions alone, without the embedding before them.
         self.pace = Pace()
+        self._inside = TransactionalWrites(version, run=run, lane=lane)
         self.external = ExternalWrites(version, store, run=run, lane=lane)
         self.transaction_seconds = TRANSACTION_SECONDS
         self._texts = Texts.of(version, embedder.tokenizer, max_text_bytes)
@@ -109,10 +109,12 @@ class Writer:
             writes = self._plan(connection, todo, chunked, faults, repair, figures, between)
             failpoint("writer.embedded")
             try:
-                self._commit(connection, todo, writes, faults, figures, lease, position, repair, began)
+                batch = Batch(todo, writes, faults, repair, repair, position, began)
+                self._inside.commit(connection, self.store, batch, figures, lease)
             except MovedError:
                 todo = self._read_again(connection, todo)
             else:
+                self.pace.took(len(writes), figures.store_seconds, self.transaction_seconds)
                 failpoint("writer.after_commit")
                 if figures.documents:
                     self._observe(figures)
@@ -181,51 +183,6 @@ class Writer:
             connection.execute(Q["orphaned"], params)
             self.store.discard(connection, self.version, keys)
 
-    def _commit(
-        self,
-        connection: Connection,
-        rows: Sequence[Row],
-        writes: Sequence[DocumentWrite],
-        faults: dict[Key, str],
-        figures: Figures,
-        lease: Lease | None,
-        position: int | None,
-        repair: bool,
-        began: float,
-    ) -> None:
-        """The one transaction of a batch, in two waits: check what it stands on, then write and commit."""
-        # In key order, so that two writers that meet wait for each other instead of deadlocking.
-        ordered = sorted(writes, key=lambda write: write.key)
-        recorded = None
-        opened = time.perf_counter()
-        kept = [write.key for write in ordered if any(chunk.vector is None for chunk in write.chunks)]
-        with connection.pipeline(), connection.transaction():
-            held = lease.check(connection) if lease is not None else None
-            found = connection.execute(
-                Q["ledger_clocks"], {"version_id": self.version.id, "keys": kept}, prepare=len(kept) <= PREPARED_ROWS
-            )
-            if held is not None:
-                held()
-            if kept and not _unmoved(rows, kept, found):
-                raise MovedError
-            if ordered:
-                self._write_ledger(connection, ordered, repair)
-                failpoint("writer.ledger")
-                self.store.write(connection, self.version, ordered, self._run, replace=repair)
-                failpoint("writer.store")
-                records.write_dead_letters(connection, self.version, ordered, faults)
-                figures.documents = len(ordered)
-                figures.parked = len(faults)
-                recorded = records.record_batch(
-                    connection, self.version, ordered, figures, lane=self._lane, run=self._run, prepared=opened - began
-                )
-            if position is not None:
-                connection.execute(Q["advance"], {"version_id": self.version.id, "position": position}, prepare=True)
-            failpoint("writer.before_commit")
-        figures.store_seconds = time.perf_counter() - opened
-        self.pace.took(len(ordered), figures.store_seconds, self.transaction_seconds)
-        records.note_lag(figures, recorded)
-
     def _read_again(self, connection: Connection, rows: Sequence[Row]) -> list[Row]:
         params = {"version_id": self.version.id, "collection_id": self.version.collection_id}
         found = connection.execute(Q["by_keys"], params | {"keys": [row.key for row in rows]}).fetchall()
@@ -291,25 +248,33 @@ class Writer:
             vectors |= made.vectors
             if made.refused:
                 _park_refused(chunked, faults, made.refused)
-        return [self._write(row, chunked[row.key], kept, vectors, row.key in faults, figures) for row in rows]
+        figures.deleted = sum(row.deleted for row in rows)
+        hashes = dict(zip(vectors, vector_hashes(list(vectors.values())), strict=True))
+        return [
+            self._write(row, chunked[row.key], kept, vectors, hashes, parked=row.key in faults, repair=repair)
+            for row in rows
+        ]
 
     def _write(
         self,
         row: Row,
         chunks: Sequence[Chunk],
         kept: set[tuple[Key, int]],
-        vectors: dict[bytes, Vectors],
+        vectors: Mapping[bytes, Vectors],
+        hashes: Mapping[bytes, bytes],
+        *,
         parked: bool,
-        figures: Figures,
+        repair: bool,
     ) -> DocumentWrite:
-        if row.deleted:
-            figures.deleted += 1
         body = row.body or {}
         writes = []
         for number, chunk in enumerate(chunks):
-            keep = (row.key, number) in kept
-            given = chunk.vector
-            vector = None if keep else given if given is not None else vectors[chunk.content_hash]
+            if (row.key, number) in kept:
+                vector, own_hash = None, row.ledger_vectors[number]
+            elif chunk.vector is not None:
+                vector, own_hash = chunk.vector, vector_hash(chunk.vector)
+            else:
+                vector, own_hash = vectors[chunk.content_hash], hashes[chunk.content_hash]
             writes.append(
                 ChunkWrite(
                     id=self.version.chunk_id(row.key, number),
@@ -318,7 +283,7 @@ class Writer:
                     end=chunk.end,
                     content=chunk.content,
                     content_hash=chunk.content_hash,
-                    vector_hash=row.ledger_vectors[number] if vector is None else vector_hash(vector),
+                    vector_hash=own_hash,
                     vector=vector,
                 )
             )
@@ -331,14 +296,9 @@ class Writer:
             origin=row.origin,
             deleted=row.deleted,
             parked=parked,
-        )
-
-    def _write_ledger(self, connection: Connection, writes: Sequence[DocumentWrite], repair: bool) -> None:
-        connection.execute(
-            Q["ledger"],
-            records.ledger_columns(self.version, writes, self._run, repair)
-            | {"states": ["parked" if w.parked else "applied" for w in writes]},
-            prepare=len(writes) <= PREPARED_ROWS,
+            live=self._lane == "live",
+            # The live lane has its own place in a store.
+            first=row.ledger_clock is None and not repair and self._lane != "live",
         )
 
 
@@ -346,16 +306,6 @@ def _lacks(row: Row) -> bool:
     """Whether the ledger does not have the document, or has it as begun and not as done."""
     clock = row.ledger_clock
     return clock is None or clock < row.clock or (row.ledger_state == "pending" and clock == row.clock)
-
-
-def _unmoved(rows: Sequence[Row], kept: Sequence[Key], found: Cursor) -> bool:
-    """Whether the ledger still is what the plan was made from, as far as the plan keeps vectors.
-
-    Another writer of this version may have come between plan and write: what was unchanged then is not now.
-    """
-    planned = {row.key: row.ledger_clock for row in rows}
-    clocks = {Key(key): Clock(*clock) for key, clock in found}
-    return all(clocks.get(key) == planned[key] for key in kept)
 
 
 def _park_refused(chunked: dict[Key, list[Chunk]], faults: dict[Key, str], refused: Mapping[bytes, str]) -> None:

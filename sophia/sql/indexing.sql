@@ -74,6 +74,14 @@ WHERE d.collection_id = %(collection_id)s AND d.key = ANY(%(keys)s)
 -- Locked, so that what is compared here is what the following write meets.
 SELECT key, clock FROM sophia.ledger WHERE version_id = %(version_id)s AND key = ANY(%(keys)s) ORDER BY key FOR UPDATE
 
+-- name: one_plan
+-- The prepared statements of this transaction are planned once, for any values. To plan them for these costs as much as
+-- to execute them, and comes to the same. Who asks for this lets go of such plans before the tables have outgrown them.
+SELECT set_config('plan_cache_mode', 'force_generic_plan', true)
+
+-- name: forget_plans
+DISCARD PLANS
+
 -- name: ledger
 -- Takes a key only for a newer clock, or (repair) for the very same one.
 INSERT INTO sophia.ledger AS l (version_id, key, bucket, clock, state, deleted, content_hashes, vector_hashes, run)
@@ -117,9 +125,9 @@ WHERE s.version_id = %(version_id)s AND s.position < GREATEST(c.bulk_position, 0
 -- name: collection_position
 SELECT position FROM sophia.collections WHERE id = %(collection_id)s
 
--- name: shard_done
+-- name: shards_done
 UPDATE sophia.shards SET position = GREATEST(position, %(position)s), checked_at = clock_timestamp()
-WHERE version_id = %(version_id)s AND shard = %(shard)s
+WHERE version_id = %(version_id)s AND shard BETWEEN %(first)s AND %(last)s
 
 -- name: shards_pending
 SELECT count(*) FROM sophia.shards WHERE version_id = %(version_id)s AND position < 0

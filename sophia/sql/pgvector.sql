@@ -19,6 +19,10 @@ CREATE TABLE {table} (
     UNIQUE (key, chunk)
 ) WITH (fillfactor = 85)
 
+-- name: create_fresh_table
+-- The rows that the graph does not have yet. Who reads the version's table reads these, too.
+CREATE TABLE {fresh} (PRIMARY KEY (id), UNIQUE (key, chunk)) INHERITS ({table}) WITH (vacuum_truncate = false)
+
 -- name: create_hash_index
 CREATE INDEX {name} ON {table} (content_hash)
 
@@ -81,7 +85,7 @@ ANALYZE {table}
 -- Of a metadata field: its hash, since a value may be longer than an index entry.
 CREATE INDEX CONCURRENTLY IF NOT EXISTS {name} ON {table} (jsonb_hash_extended(metadata -> {field}, 0))
 
--- name: create_recent_index
+-- name: create_age_index
 CREATE INDEX {name} ON {table} (indexed_at)
 
 -- name: filter
@@ -114,17 +118,24 @@ DELETE FROM {table} s WHERE s.key = ANY(%(keys)s)
                   WHERE l.version_id = %(version_id)s AND l.key = s.key AND NOT l.deleted AND l.state = 'applied')
 
 -- name: upsert
--- Arrays travel in binary: vectors as text cost ten times the rest of the row, and quoting texts is slow, too.
-INSERT INTO {table} (id, key, bucket, chunk, span, content, content_hash, embedding, metadata, clock, lsn, txid,
-                     committed_at, run)
-SELECT u.id, u.key, u.bucket, u.chunk, int4range(u.start, u.stop), u.content, u.content_hash, u.embedding,
-       u.metadata::jsonb, u.clock::bigint[], u.lsn::pg_lsn, u.txid, u.committed_at, %(run)s
-FROM unnest(%(ids)b::uuid[], %(keys)b::text[], %(buckets)s::int[], %(chunks)s::int[], %(starts)s::int[],
-            %(stops)s::int[], %(contents)b::text[], %(hashes)b::bytea[], %(vectors)b::vector[],
-            %(metadata)b::text[], %(clocks)b::text[], %(lsns)b::text[], %(txids)s::bigint[], %(times)s::timestamptz[])
-     AS u (id, key, bucket, chunk, start, stop, content, content_hash, embedding, metadata, clock, lsn, txid,
-           committed_at)
-JOIN sophia.ledger l ON l.version_id = %(version_id)s AND l.key = u.key AND l.clock = u.clock::bigint[]
+-- Into one of the two tables of a version, and out of the other. Arrays travel in binary: vectors as text cost ten times
+-- the rest of the row, and quoting texts is slow, too.
+WITH given AS (
+    SELECT u.* FROM unnest(%(ids)b::uuid[], %(keys)b::text[], %(buckets)s::int[], %(chunks)s::int[], %(starts)s::int[],
+                           %(stops)s::int[], %(contents)b::text[], %(hashes)b::bytea[], %(vectors)b::vector[],
+                           %(metadata)b::text[], %(clocks)b::text[], %(lsns)b::text[], %(txids)s::bigint[],
+                           %(times)s::timestamptz[])
+         AS u (id, key, bucket, chunk, start, stop, content, content_hash, embedding, metadata, clock, lsn, txid,
+               committed_at)
+    JOIN sophia.ledger l ON l.version_id = %(version_id)s AND l.key = u.key AND l.clock = u.clock::bigint[]
+), elsewhere AS (
+    DELETE FROM ONLY {other} s USING given g WHERE s.key = g.key AND s.chunk = g.chunk
+)
+INSERT INTO {target} (id, key, bucket, chunk, span, content, content_hash, embedding, metadata, clock, lsn, txid,
+                      committed_at, run)
+SELECT id, key, bucket, chunk, int4range(start, stop), content, content_hash, embedding, metadata::jsonb,
+       clock::bigint[], lsn::pg_lsn, txid, committed_at, %(run)s
+FROM given
 -- A row that someone added by hand may have this place under another id.
 ON CONFLICT (key, chunk) DO UPDATE
 SET id = EXCLUDED.id, span = EXCLUDED.span, content = EXCLUDED.content, content_hash = EXCLUDED.content_hash,
@@ -132,15 +143,27 @@ SET id = EXCLUDED.id, span = EXCLUDED.span, content = EXCLUDED.content, content_
     txid = EXCLUDED.txid, committed_at = EXCLUDED.committed_at, run = EXCLUDED.run, indexed_at = clock_timestamp()
 
 -- name: refresh
--- The text is the same under the same id: only what belongs to the row changes.
-UPDATE {table} s
-SET span = int4range(u.start, u.stop), metadata = u.metadata::jsonb, clock = u.clock::bigint[],
-    lsn = u.lsn::pg_lsn, txid = u.txid, committed_at = u.committed_at, run = %(run)s, indexed_at = clock_timestamp()
-FROM unnest(%(ids)b::uuid[], %(keys)b::text[], %(starts)s::int[], %(stops)s::int[], %(metadata)b::text[],
-            %(clocks)b::text[], %(lsns)b::text[], %(txids)s::bigint[], %(times)s::timestamptz[])
-     AS u (id, key, start, stop, metadata, clock, lsn, txid, committed_at)
-JOIN sophia.ledger l ON l.version_id = %(version_id)s AND l.key = u.key AND l.clock = u.clock::bigint[]
-WHERE s.id = u.id
+-- The text is the same under the same id: only what belongs to the row changes. Other metadata make an entry in every
+-- index, the graph among them, so a live row gets them among the fresh ones.
+WITH given AS (
+    SELECT u.* FROM unnest(%(ids)b::uuid[], %(keys)b::text[], %(starts)s::int[], %(stops)s::int[], %(metadata)b::text[],
+                           %(clocks)b::text[], %(lsns)b::text[], %(txids)s::bigint[], %(times)s::timestamptz[])
+         AS u (id, key, start, stop, metadata, clock, lsn, txid, committed_at)
+    JOIN sophia.ledger l ON l.version_id = %(version_id)s AND l.key = u.key AND l.clock = u.clock::bigint[]
+), moved AS (
+    DELETE FROM ONLY {table} s USING given g WHERE %(live)s AND s.id = g.id AND s.metadata <> g.metadata::jsonb
+    RETURNING s.id, s.key, s.bucket, s.chunk, s.content, s.content_hash, s.embedding
+), kept AS (
+    UPDATE {table} s
+    SET span = int4range(g.start, g.stop), metadata = g.metadata::jsonb, clock = g.clock::bigint[], lsn = g.lsn::pg_lsn,
+        txid = g.txid, committed_at = g.committed_at, run = %(run)s, indexed_at = clock_timestamp()
+    FROM given g WHERE s.id = g.id AND NOT EXISTS (SELECT 1 FROM moved m WHERE m.id = g.id)
+)
+INSERT INTO {fresh} (id, key, bucket, chunk, span, content, content_hash, embedding, metadata, clock, lsn, txid,
+                     committed_at, run)
+SELECT m.id, m.key, m.bucket, m.chunk, int4range(g.start, g.stop), m.content, m.content_hash, m.embedding,
+       g.metadata::jsonb, g.clock::bigint[], g.lsn::pg_lsn, g.txid, g.committed_at, %(run)s
+FROM moved m JOIN given g USING (id)
 
 -- name: vectors
 -- Only what the ledger vouches for: a vector that someone edited must not be handed on to other rows.
@@ -194,27 +217,29 @@ FROM {table} WHERE {filters}
 ORDER BY embedding <=> %(vector)b::vector, id LIMIT %(k)s
 
 -- name: search
--- The graph's neighbours, and of the rows written last all: a graph may miss a row that is far from all others, and a
--- change that was just made is what people look for. A graph that holds less than the vectors proposes candidates.
+-- The graph's neighbours, and of the fresh rows all. A graph that holds less than the vectors proposes candidates.
 WITH near AS (
     SELECT id, embedding <=> %(vector)b::vector AS distance
-    FROM (SELECT id, embedding FROM {table} WHERE {filters} ORDER BY {near} LIMIT %(candidates)s) candidate
+    FROM (SELECT id, embedding FROM ONLY {table} WHERE {filters} ORDER BY {near} LIMIT %(candidates)s) candidate
     ORDER BY distance LIMIT %(k)s
-), fresh AS (
-    SELECT id, embedding <=> %(vector)b::vector AS distance
-    FROM (SELECT id, embedding, metadata FROM {table} ORDER BY indexed_at DESC LIMIT 500) newest
-    WHERE {filters} ORDER BY distance LIMIT %(k)s
+), recent AS (
+    SELECT id, embedding <=> %(vector)b::vector AS distance FROM {fresh} WHERE {filters} ORDER BY distance LIMIT %(k)s
 )
 SELECT s.key, s.chunk, 1 - n.distance AS score, s.content, s.metadata, s.lsn::text, s.committed_at, s.indexed_at
-FROM (SELECT id, distance FROM near UNION SELECT id, distance FROM fresh) n JOIN {table} s USING (id)
+FROM (SELECT * FROM near UNION ALL SELECT * FROM recent) n JOIN {table} s USING (id)
 ORDER BY n.distance, s.id LIMIT %(k)s
 
 -- name: hybrid
 -- Reciprocal rank fusion of the vector's and the full text's best candidates.
-WITH by_vector AS (
+WITH near AS (
+    SELECT id, embedding <=> %(vector)b::vector AS distance FROM ONLY {table} WHERE {filters}
+    ORDER BY {near} LIMIT %(candidates)s
+), recent AS (
+    SELECT id, embedding <=> %(vector)b::vector AS distance FROM {fresh} WHERE {filters}
+    ORDER BY distance LIMIT %(candidates)s
+), by_vector AS (
     SELECT id, row_number() OVER (ORDER BY distance) AS rank
-    FROM (SELECT id, embedding <=> %(vector)b::vector AS distance FROM {table} WHERE {filters}
-          ORDER BY {near} LIMIT %(candidates)s) v
+    FROM (SELECT * FROM near UNION ALL SELECT * FROM recent) v ORDER BY rank LIMIT %(candidates)s
 ), by_text AS (
     SELECT id, row_number() OVER (ORDER BY score DESC, id) AS rank
     FROM (SELECT id, ts_rank_cd(tsv, q) AS score FROM {table}, websearch_to_tsquery('english', %(text)s) q
@@ -225,3 +250,34 @@ WITH by_vector AS (
 )
 SELECT s.key, s.chunk, f.score::float8, s.content, s.metadata, s.lsn::text, s.committed_at, s.indexed_at
 FROM fused f JOIN {table} s USING (id) ORDER BY f.score DESC, s.id LIMIT %(k)s
+
+-- name: fresh_count
+SELECT count(*) FROM {fresh}
+
+-- name: fresh_oldest
+-- The oldest fresh rows, but none of the newest.
+SELECT id, key, indexed_at FROM {fresh}
+WHERE indexed_at <= (SELECT indexed_at FROM {fresh} ORDER BY indexed_at DESC OFFSET %(kept)s LIMIT 1)
+ORDER BY indexed_at LIMIT %(limit)s
+
+-- name: fresh_lock
+-- Whoever writes a key holds its row of the ledger. A key that is being written is left alone, and nobody waited for.
+SELECT key FROM sophia.ledger WHERE version_id = %(version_id)s AND key = ANY(%(keys)s) FOR UPDATE SKIP LOCKED
+
+-- name: fresh_absorb
+-- Into the version's own table, and so into its graph, unless they were written again meanwhile.
+WITH moved AS (
+    DELETE FROM {fresh} f USING unnest(%(ids)s::uuid[], %(ages)s::timestamptz[]) AS u (id, indexed_at)
+    WHERE f.id = u.id AND f.indexed_at = u.indexed_at AND f.key = ANY(%(keys)s) RETURNING f.*
+)
+INSERT INTO {table} (id, key, bucket, chunk, span, content, content_hash, embedding, metadata, clock, lsn, txid,
+                     committed_at, run, indexed_at)
+SELECT id, key, bucket, chunk, span, content, content_hash, embedding, metadata, clock, lsn, txid, committed_at, run,
+       indexed_at
+FROM moved
+-- As in `upsert`.
+ON CONFLICT (key, chunk) DO UPDATE
+SET id = EXCLUDED.id, bucket = EXCLUDED.bucket, span = EXCLUDED.span, content = EXCLUDED.content,
+    content_hash = EXCLUDED.content_hash, embedding = EXCLUDED.embedding, metadata = EXCLUDED.metadata,
+    clock = EXCLUDED.clock, lsn = EXCLUDED.lsn, txid = EXCLUDED.txid, committed_at = EXCLUDED.committed_at,
+    run = EXCLUDED.run, indexed_at = EXCLUDED.indexed_at

@@ -15,6 +15,7 @@ Reads see what was committed.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -22,6 +23,7 @@ from typing import Any, Protocol
 from uuid import UUID
 
 import numpy as np
+import orjson
 import psycopg
 from psycopg.rows import TupleRow
 
@@ -34,6 +36,8 @@ Connection = psycopg.Connection[TupleRow]
 # A statement of a larger batch is planned each time: the plan of a prepared one may stem from when the tables were
 # empty, and then reads all of a table that has become large. For a few rows planning would cost more than it saves.
 PREPARED_ROWS = 16
+# From so many new documents on, copying costs less than a statement with arrays.
+COPIED_DOCUMENTS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +58,9 @@ class ChunkWrite:
 class DocumentWrite:
     """All chunks of a document at a clock; none for a delete. Surplus chunks of the key go away with it.
 
-    `held` is how many chunks of the key, numbered from 0, a store that is not transactional may hold so far.
+    `held` is how many chunks of the key, numbered from 0, a store that is not transactional may hold so far. `live`:
+    somebody waits for it, so a store may put off what a search can do without. `first`: nobody does, and the ledger
+    takes the key for the first time, in the transaction of this write.
     """
 
     key: Key
@@ -66,6 +72,19 @@ class DocumentWrite:
     deleted: bool = False
     parked: bool = False
     held: int = 0
+    live: bool = False
+    first: bool = False
+
+    @property
+    def metadata_json(self) -> str:
+        """`metadata` as JSON."""
+        try:
+            text = orjson.dumps(dict(self.metadata))
+        except TypeError:
+            # An integer of more than 64 bits.
+            return json.dumps(dict(self.metadata), ensure_ascii=False)
+        # A tenth of the time; but a number too large for a float would become a null of it.
+        return text.decode() if b"null" not in text else json.dumps(dict(self.metadata), ensure_ascii=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +178,24 @@ def vector_hash(vector: Vectors) -> bytes:
     """The first 16 bytes of SHA-256 over the vector as PostgreSQL sends it: dimension, zero, big-endian float32."""
     head = len(vector).to_bytes(2, "big") + b"\0\0"
     return hashlib.sha256(head + np.asarray(vector, dtype=">f4").tobytes()).digest()[:HASH_BYTES]
+
+
+def packed(vectors: Sequence[Vectors]) -> list[bytes]:
+    """Vectors of one dimension as PostgreSQL sends them, by numpy in one go."""
+    if not vectors:
+        return []
+    values = np.stack(vectors)
+    count, dimension = values.shape
+    rows = np.zeros(count, dtype=[("dimension", ">u2"), ("unused", ">u2"), ("values", ">f4", (dimension,))])
+    rows["dimension"] = dimension
+    rows["values"] = values
+    data, size = rows.tobytes(), rows.itemsize
+    return [data[start : start + size] for start in range(0, len(data), size)]
+
+
+def vector_hashes(vectors: Sequence[Vectors]) -> list[bytes]:
+    """`vector_hash` of each of many vectors of one dimension."""
+    return [hashlib.sha256(vector).digest()[:HASH_BYTES] for vector in packed(vectors)]
 
 
 class Store(Protocol):

@@ -1,7 +1,8 @@
 """pgvector in Sophia's own database: vectors commit in the same transaction as the ledger and its fence.
 
 A version is the table `indexes.<name>_v<n>`; the view `indexes.<name>` is the public name and reads the version that
-serves. Cosine distance, HNSW, iterative scans for filters; hybrid search fuses vector and full-text ranks.
+serves. Cosine distance, HNSW, iterative scans for filters; hybrid search fuses vector and full-text ranks. What the
+live lane wrote last is in a table of its own, which the version's table comprises (`sophia.stores.pgvector_fresh`).
 """
 
 from __future__ import annotations
@@ -26,8 +27,9 @@ from sophia.documents import Clock, Key, format_lsn
 from sophia.embedding.base import Vectors
 from sophia.errors import ConfigurationError, FencedError
 from sophia.indexing.versions import IndexVersion
-from sophia.stores import pgvector_graph, views
+from sophia.stores import pgvector_fresh, pgvector_graph, pgvector_load, views
 from sophia.stores.base import (
+    COPIED_DOCUMENTS,
     PREPARED_ROWS,
     ChunkOrigin,
     ChunkWrite,
@@ -53,14 +55,27 @@ HYBRID_CANDIDATES = 100
 def _static(query: str, store_name: str) -> composed.Composed:
     """A query whose only variable is the version's table: composed once, since every batch needs it."""
     text: LiteralString = Q[query]
-    return composed.SQL(text).format(table=composed.Identifier(SCHEMA, store_name))
+    return composed.SQL(text).format(**_tables(store_name))
 
 
 def _query(query: str, version: IndexVersion, **parts: composed.Composable) -> composed.Composed:
     if not parts:
         return _static(query, version.store_name)
     text: LiteralString = Q[query]
-    return composed.SQL(text).format(table=composed.Identifier(SCHEMA, version.store_name), **parts)
+    return composed.SQL(text).format(**_tables(version.store_name), **parts)
+
+
+def _tables(store_name: str) -> dict[str, composed.Identifier]:
+    return {"table": composed.Identifier(SCHEMA, store_name), "fresh": pgvector_fresh.table(store_name)}
+
+
+@lru_cache(maxsize=256)
+def _upsert(store_name: str, fresh: bool) -> composed.Composed:
+    """The statement that writes to the fresh rows, or to the version's own table."""
+    text: LiteralString = Q["upsert"]
+    own, recent = _tables(store_name).values()
+    target, other = (recent, own) if fresh else (own, recent)
+    return composed.SQL(text).format(target=target, other=other)
 
 
 class PgvectorStore:
@@ -77,9 +92,10 @@ class PgvectorStore:
             if found is None or found[0] is None:
                 # Only then: even IF NOT EXISTS locks the table, against which an index that is being built deadlocks.
                 connection.execute(_query("create_table", version, dimension=composed.Literal(version.dimension)))
-                for kind in ("hash", "bucket", "recent"):
+                for kind in ("hash", "bucket"):
                     name = composed.Identifier(f"{version.store_name}_{kind}")
                     connection.execute(_query(f"create_{kind}_index", version, name=name))
+            pgvector_fresh.ensure(connection, version)
             if version.state == "serving" and not views.is_current(connection, version):
                 self.publish(connection, version)
 
@@ -94,10 +110,11 @@ class PgvectorStore:
     def drop(self, connection: Connection, version: IndexVersion) -> None:
         """Drop the version's table, in the caller's transaction, and the view if it reads no other version by now."""
         table = composed.Identifier(SCHEMA, version.store_name)
+        fresh = pgvector_fresh.table(version.store_name)
         try:
             with connection.transaction():
                 views.withdraw(connection, version)
-                connection.execute(composed.SQL("DROP TABLE IF EXISTS {}").format(table))
+                connection.execute(composed.SQL("DROP TABLE IF EXISTS {}, {}").format(fresh, table))
         except psycopg.errors.DependentObjectsStillExist as error:
             raise ConfigurationError(
                 f"the table {SCHEMA}.{version.store_name} cannot be dropped: {error.diag.message_detail}; "
@@ -106,7 +123,8 @@ class PgvectorStore:
 
     def holders(self, connection: Connection, version: IndexVersion) -> str:
         """The sessions that read the public view or the version's table."""
-        return views.holders(connection, version.index_name, version.store_name)
+        fresh = pgvector_fresh.name(version.store_name)
+        return views.holders(connection, version.index_name, version.store_name, fresh)
 
     def write(
         self,
@@ -118,6 +136,9 @@ class PgvectorStore:
         replace: bool = False,
     ) -> dict[Key, str]:
         """Store a batch; see `Store.write`. Refuses none: what it cannot take fails the transaction."""
+        if len(writes) >= COPIED_DOCUMENTS and all(write.first for write in writes):
+            pgvector_load.enter(connection, version, writes, run)
+            return {}
         _know_vectors(connection)
         prepare = len(writes) <= PREPARED_ROWS
         connection.execute(
@@ -131,23 +152,24 @@ class PgvectorStore:
             prepare=prepare,
         )
         pairs = [(write, chunk) for write in writes for chunk in write.chunks]
-        fresh = [(w, c) for w, c in pairs if c.vector is not None]
+        new = [(w, c) for w, c in pairs if c.vector is not None]
         kept = [(w, c) for w, c in pairs if c.vector is None]
-        if fresh:
+        if new:
             connection.execute(
-                _query("upsert", version),
-                _shared(version, fresh, run)
+                _upsert(version.store_name, all(write.live for write, _ in new)),
+                _shared(version, new, run)
                 | {
-                    "buckets": [w.bucket for w, _ in fresh],
-                    "chunks": [c.number for _, c in fresh],
-                    "contents": [c.content for _, c in fresh],
-                    "hashes": [c.content_hash for _, c in fresh],
-                    "vectors": VectorArray([c.vector for _, c in fresh if c.vector is not None]),
+                    "buckets": [w.bucket for w, _ in new],
+                    "chunks": [c.number for _, c in new],
+                    "contents": [c.content for _, c in new],
+                    "hashes": [c.content_hash for _, c in new],
+                    "vectors": VectorArray([c.vector for _, c in new if c.vector is not None]),
                 },
                 prepare=prepare,
             )
         if kept:
-            connection.execute(_query("refresh", version), _shared(version, kept, run), prepare=prepare)
+            live = {"live": all(write.live for write, _ in kept)}
+            connection.execute(_query("refresh", version), _shared(version, kept, run) | live, prepare=prepare)
         return {}
 
     def discard(self, connection: Connection, version: IndexVersion, keys: Sequence[str]) -> None:
@@ -224,7 +246,9 @@ class PgvectorStore:
         if not self._exists(connection, version.store_name):
             return []
         name = f"{SCHEMA}.{version.store_name}"
-        vacuum(connection, SCHEMA, version.store_name, rewrite=rewrite)
+        for table in (version.store_name, pgvector_fresh.name(version.store_name)):
+            if self._exists(connection, table):
+                vacuum(connection, SCHEMA, table, rewrite=rewrite)
         words = f"{version.store_name}_text"
         if not rewrite and self._exists(connection, words):
             connection.execute(composed.SQL("REINDEX INDEX CONCURRENTLY {}").format(composed.Identifier(SCHEMA, words)))
@@ -254,6 +278,8 @@ class PgvectorStore:
             # With this effort the planner would rather read some thousand rows whole: 50 ms instead of 2.
             avoided = ["enable_seqscan"]
         kind = "hybrid" if query.hybrid else "search_all" if query.exact or few else "search"
+        # A plan with a part that was to be avoided seems so dear to older servers that they would compile it first.
+        avoided.append("jit")
         with connection.pipeline(), connection.transaction():
             connection.execute(
                 Q["plan"], {"effort": str(effort.visited), "off": avoided, "iterative": "strict_order"}, prepare=True
@@ -317,7 +343,7 @@ def _shared(version: IndexVersion, pairs: Sequence[tuple[DocumentWrite, ChunkWri
         "keys": [w.key for w, _ in pairs],
         "starts": [c.start for _, c in pairs],
         "stops": [c.end for _, c in pairs],
-        "metadata": [json.dumps(dict(w.metadata), ensure_ascii=False) for w, _ in pairs],
+        "metadata": [w.metadata_json for w, _ in pairs],
         "clocks": [w.clock.literal for w, _ in pairs],
         "lsns": [format_lsn(w.origin.lsn) if w.origin.lsn is not None else None for w, _ in pairs],
         "txids": [w.origin.txid for w, _ in pairs],

@@ -36,6 +36,8 @@ MOST_EFFORT = 1_000
 CANDIDATES: dict[GraphKind, int] = {"full": 1, "half": 2, "binary": 20}
 # PostgreSQL cuts names off at 63 bytes, so the endings are short.
 SUFFIXES: dict[GraphKind, str] = {"full": "hnsw", "half": "hnsw_h", "binary": "hnsw_b"}
+# Indexes that earlier releases made, and nothing uses any more.
+FORMER = ("recent",)
 # What the graph is built of, and what a search orders by so that it is used.
 _GRAPHS: dict[GraphKind, LiteralString] = {
     "full": Q["graph_full"],
@@ -115,8 +117,9 @@ def build(connection: Connection, version: IndexVersion) -> None:
                 connection.execute(composed.SQL(_text(build.query)).format(table=table, name=name, **build.parts))
             # Expressions have no statistics before their index is there.
             connection.execute(composed.SQL(_text("analyze")).format(table=table))
-        for kind, suffix in SUFFIXES.items():
-            if kind != version.index.graph and _is_built(connection, version, suffix):
+        outdated = [suffix for kind, suffix in SUFFIXES.items() if kind != version.index.graph]
+        for suffix in [*outdated, *FORMER]:
+            if _is_built(connection, version, suffix):
                 _drop(connection, version, suffix)
 
 

@@ -334,7 +334,7 @@ def plan(rng: random.Random, count: int, kind: Kind) -> list[str]:
     return [fault.__name__ for fault in rng.choices(list(weights), list(weights.values()), k=count)]
 
 
-def aim(scene: Scene, name: str, patience: float = 4.0) -> bool:
+def aim(scene: Scene, name: str) -> bool:
     """Bring about that a worker dies at a failpoint: do what leads there, and arm the next worker that may pass it."""
     point, processes = POINTS[name], scene.processes
     role = scene.rng.choice([role for role in point.roles if not (scene.kind.live_only and role in JOBS)])
@@ -349,7 +349,7 @@ def aim(scene: Scene, name: str, patience: float = 4.0) -> bool:
         BY_NAME[role](scene, arm=(name, 1))
     elif role in processes.next_arm:
         _kill(scene, role)
-    return processes.wait(patience, lambda: processes.hits[name] > before)
+    return processes.wait(point.seconds, lambda: processes.hits[name] > before)
 
 
 def _versions(scene: Scene, states: tuple[str, ...]) -> list[tuple[str, str]]:

@@ -16,10 +16,12 @@ class Point:
     Attributes:
         roles: the workers that come by.
         need: the fault that leads there, where everyday work does not.
+        seconds: how long it is waited for. A scan comes round to what was tampered with, a repair looks at it first.
     """
 
     roles: tuple[str, ...]
     need: str = ""
+    seconds: float = 4.0
 
 
 WRITERS = ("indexer", "repair", "promote")
@@ -43,11 +45,13 @@ POINTS: dict[str, Point] = {
     "writer.after_commit": Point(WRITERS),
     "repair.batch": Point(("indexer", "promote"), "drop_slot"),
     "repair.before_done": Point(("repair",)),
-    "repair.mended": Point(("repair",), "tamper"),
-    "scan.found": Point(("indexer",), "tamper"),
-    "scan.mended": Point(("indexer",), "tamper"),
+    "repair.mended": Point(("repair",), "tamper", 12.0),
+    "scan.found": Point(("indexer",), "tamper", 12.0),
+    "scan.mended": Point(("indexer",), "tamper", 12.0),
     "scan.before_commit": Point(("indexer",)),
     "scan.after_commit": Point(("indexer",)),
+    "absorb.before_commit": Point(("indexer",)),
+    "absorb.after_commit": Point(("indexer",)),
     "promote.before_switch": Point(("promote", "rollback")),
     "promote.before_commit": Point(("promote", "rollback")),
     "promote.after_commit": Point(("promote", "rollback")),

@@ -21,6 +21,7 @@ from sophia.database import Database
 from sophia.embedding import Embedder
 from sophia.erasure import erase
 from sophia.errors import TemporaryError
+from sophia.indexing import absorbing
 from sophia.indexing import indexer as indexer_module
 from sophia.indexing.indexer import Indexer
 from sophia.indexing.promotion import BehindError, promote, retire, rollback
@@ -29,7 +30,7 @@ from sophia.indexing.verify import verify
 from sophia.indexing.versions import IndexVersion, active_versions
 from sophia.services import worker
 from sophia.settings import Settings, load_settings
-from sophia.stores import IN_DATABASE
+from sophia.stores import IN_DATABASE, pgvector_fresh
 from tests.chaos.embedder import ChaosEmbedder
 from tests.chaos.tables import CHUNK_TOKENS, DIMENSION, MODELS, TABLES
 
@@ -73,6 +74,10 @@ def work(spec: Spec) -> None:
     _use_embedder(lambda model: ChaosEmbedder(model.name, calls, spec.delay))
     # A process that comes up while its server is down looks again soon, so that a round stays short.
     worker.LONGEST_DELAY_SECONDS = 0.4
+    # There is no quiet moment in a round.
+    indexer_module.LATE_SECONDS = 0.5
+    # With as few rows as here none would ever be moved into a graph.
+    pgvector_fresh.KEPT, absorbing.MOST_FRESH = 5, 20
     if spec.arm is not None:
         failpoints.arm(_killer(*spec.arm, hits=spec.hits))
     ROLES[spec.role](spec)
