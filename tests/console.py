@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import socket
 import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -25,6 +24,7 @@ from sophia.services.console.models import LoadEmbedder
 from sophia.settings import ConsoleSettings, Settings
 from sophia.stores import IN_DATABASE
 from tests.embedders import HashEmbedder
+from tests.ports import free_port
 from tests.waiting import until
 
 INDEX = "documents"
@@ -69,9 +69,7 @@ def console(
     settings: Settings, database: Database, catalog: Catalog, load: LoadEmbedder | None = None
 ) -> Iterator[str]:
     """A console on a free port of 127.0.0.1; yields its address and ends it in order."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     settings = settings.model_copy(update={"console": ConsoleSettings(port=port)})
     stop = threading.Event()
     thread = threading.Thread(
@@ -86,12 +84,12 @@ def console(
         yield address
     finally:
         stop.set()
-        thread.join(15)
+        thread.join(60)
         assert not thread.is_alive(), "the console does not stop"
 
 
 def _up(address: str) -> bool:
     try:
-        return httpx.get(f"{address}/health").status_code == 200
+        return httpx.get(f"{address}/health", timeout=60).status_code == 200
     except httpx.TransportError:
         return False

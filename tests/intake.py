@@ -12,10 +12,11 @@ from typing import Any
 from sophia.catalog import Catalog
 from sophia.catalog.models import Collection, Index
 from sophia.database import Database
-from sophia.estuary.documents import Feed
+from sophia.estuary.intake.documents import Feed
 from sophia.services.intake.server import serve
 from sophia.settings import IntakeSettings, Settings
-from tests.service_process import START_SECONDS, answers, free_port
+from tests.ports import free_port
+from tests.service_process import START_SECONDS, answers
 from tests.waiting import until
 
 NAME = "sophia/documents"

@@ -47,7 +47,7 @@ class Proxy:
 
     def cut(self) -> None:
         """Cut all connections."""
-        for pair in self._pairs:
+        for pair in list(self._pairs):
             self._close(pair)
 
     def close(self) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.waiting import until
+from tests.waiting import WAIT_SECONDS, until
 
 
 class Running:
@@ -38,7 +38,7 @@ class Running:
         if self.error is not None:
             raise self.error
 
-    def failed(self, seconds: float = 30.0) -> BaseException:
+    def failed(self, seconds: float = WAIT_SECONDS) -> BaseException:
         """Wait for the loop to end by itself, and return its error."""
         until(lambda: self.ended, "the end of the loop", seconds)
         assert self.error is not None, "the loop ended without an error"
@@ -47,7 +47,7 @@ class Running:
     def stop(self) -> None:
         """Stop the loop; its error, if it had one, is raised here."""
         self.stop_event.set()
-        self._thread.join(30)
+        self._thread.join(WAIT_SECONDS)
         assert self.ended, "the loop does not stop"
         if self.error is not None:
             raise self.error

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import httpx
 
+from tests.ports import free_port
 from tests.waiting import until
 
 ROOT = Path(__file__).parents[1]
@@ -18,17 +18,10 @@ ROOT = Path(__file__).parents[1]
 START_SECONDS = 120.0
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
 def answers(address: str, path: str = "/ready") -> bool:
     """Whether the service says 200 there."""
     try:
-        return httpx.get(f"{address}{path}").status_code == 200
+        return httpx.get(f"{address}{path}", timeout=60).status_code == 200
     except httpx.TransportError:
         return False
 

@@ -7,9 +7,11 @@ from collections.abc import Callable
 from typing import TypeVar
 
 T = TypeVar("T")
+# What comes at once on a quiet machine may take this long where many others work; a test never waits so long in vain.
+WAIT_SECONDS = 60.0
 
 
-def until(condition: Callable[[], T], what: str = "the condition", seconds: float = 30.0) -> T:
+def until(condition: Callable[[], T], what: str = "the condition", seconds: float = WAIT_SECONDS) -> T:
     """Call `condition` until it is true and return its value; fail when `seconds` are over."""
     deadline = time.monotonic() + seconds
     while True:

@@ -64,6 +64,7 @@ def page(
 ) -> Iterator[Page]:
     with console(settings, database, catalog) as address:
         page = browser.new_page(base_url=address)
+        page.set_default_timeout(120_000)
         page.on("pageerror", lambda error: faults.append(str(error)))
         page.on("console", lambda message: faults.append(message.text) if message.type == "error" else None)
         page.on("request", lambda request: request.url.startswith(address) or faults.append(request.url))
@@ -138,6 +139,15 @@ def test_a_change_shows_in_the_feed_the_plot_and_the_results(page: Page, documen
     page.wait_for_selector("dialog[open] .steps")
     page.keyboard.press("Escape")
     page.wait_for_selector("dialog", state="hidden")
+
+
+def test_rows_that_wait_to_be_read_again_are_shown(page: Page, documents: Documents) -> None:
+    documents.connection.execute(
+        "INSERT INTO sophia.rereads (collection_id, key, clock, reason) "
+        "SELECT id, '[1]', '{1,1,0}', 'moved' FROM sophia.collections WHERE name = 'documents'"
+    )
+    open_page(page)
+    page.wait_for_selector("#captures span:has-text('1 to read again')")
 
 
 def test_the_feed_holds_still_while_paused(page: Page, documents: Documents) -> None:

@@ -16,11 +16,14 @@ from psycopg.rows import TupleRow
 from sophia.capture import Binding, Capture, CaptureSource
 from sophia.catalog import Catalog
 from sophia.database import Database
+from sophia.embedding import redis_cache
+from sophia.indexing.gates import run_gates
 from sophia.settings import CaptureSettings, Settings
 from tests.embedders import HashEmbedder
 from tests.integration.caches import RedisStand
 from tests.integration.library import Library
 from tests.running import Running, run_loop
+from tests.waiting import WAIT_SECONDS
 
 __all__ = ["Running", "run_loop"]
 Connection = psycopg.Connection[TupleRow]
@@ -113,8 +116,15 @@ def library(
 
 
 @pytest.fixture
-def redis_server() -> Iterator[RedisStand]:
-    """A Redis server of the test's own."""
+def hasty_gates(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The gates of a version wait for nothing: where nobody writes, nothing is on its way."""
+    monkeypatch.setitem(run_gates.__kwdefaults__, "patience", 0.0)
+
+
+@pytest.fixture
+def redis_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[RedisStand]:
+    """A Redis server of the test's own, whose clients wait long for it: a busy machine may halt for seconds."""
+    monkeypatch.setattr(redis_cache, "TIMEOUT_SECONDS", WAIT_SECONDS)
     if not RedisStand.installed():
         pytest.skip("redis-server is not installed; on Debian: apt-get install redis-server")
     # A socket's path may have a hundred bytes.

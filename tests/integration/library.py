@@ -25,7 +25,7 @@ from sophia.indexing.writer import Figures, Row, Writer
 from sophia.settings import Settings
 from sophia.stores import IN_DATABASE, Scope, Store, Stores
 from tests.embedders import HashEmbedder, hash_vector
-from tests.waiting import until
+from tests.waiting import WAIT_SECONDS, until
 
 Connection = psycopg.Connection[TupleRow]
 COLLECTION = "documents"
@@ -203,7 +203,7 @@ class Library:
                 faults.append(f"{key}/{number} has another text's vector")
         return faults + [f"{key}/{number} is missing" for key, number in wanted]
 
-    def level(self, version: IndexVersion | None = None, seconds: float = 15.0) -> None:
+    def level(self, version: IndexVersion | None = None, seconds: float = WAIT_SECONDS) -> None:
         """Wait until the store is `embed(current documents)`."""
         last: list[str] = ["not looked at"]
 

@@ -10,7 +10,7 @@ from psycopg.rows import TupleRow
 
 from sophia.documents import parse_lsn
 from tests.integration.conftest import current
-from tests.waiting import until
+from tests.waiting import WAIT_SECONDS, until
 
 Connection = psycopg.Connection[TupleRow]
 BIG = "".join(chr(33 + (i * i * 7 + i) % 90) for i in range(20_000))
@@ -29,7 +29,7 @@ def truth(connection: Connection, table: str = "items") -> dict[str, Any]:
     )
 
 
-def level(connection: Connection, table: str = "items", seconds: float = 8.0) -> None:
+def level(connection: Connection, table: str = "items", seconds: float = WAIT_SECONDS) -> None:
     """Wait until the collection equals its table."""
     expected: dict[str, Any] = {}
     found: dict[str, Any] = {}
@@ -46,12 +46,14 @@ def level(connection: Connection, table: str = "items", seconds: float = 8.0) ->
 
 def confirmed(connection: Connection) -> tuple[int, int]:
     """Positions that the inbox has stored and that the slot has confirmed."""
-    row = connection.execute(
-        "SELECT c.confirmed_lsn::text, s.confirmed_flush_lsn::text FROM sophia.captures c "
-        "JOIN pg_replication_slots s ON s.slot_name = c.slot"
+    # The slot first: it is in no snapshot, and may move on while what is stored is read.
+    slot = connection.execute(
+        "SELECT confirmed_flush_lsn::text FROM pg_replication_slots JOIN sophia.captures ON slot = slot_name"
     ).fetchone()
-    assert row is not None
-    return parse_lsn(row[0]), parse_lsn(row[1])
+    stored = connection.execute("SELECT confirmed_lsn::text FROM sophia.captures").fetchone()
+    assert slot is not None
+    assert stored is not None
+    return parse_lsn(stored[0]), parse_lsn(slot[0])
 
 
 def generation(connection: Connection, name: str = "items") -> int:

@@ -138,7 +138,7 @@ def test_of_two_that_come_at_once_the_second_is_compared(library: Library) -> No
 
     def come(embedder: HashEmbedder) -> None:
         with library.database.connect() as connection:
-            gate.wait(20)
+            gate.wait(60)
             try:
                 admit(connection, version, embedder, "run")
             except ConfigurationError as error:
@@ -154,7 +154,7 @@ def test_of_two_that_come_at_once_the_second_is_compared(library: Library) -> No
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join(30)
+            thread.join(60)
         assert len(refused) == len(stored(library)) == 1
 
 

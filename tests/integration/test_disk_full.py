@@ -94,12 +94,12 @@ def test_full_disk_loses_nothing(small_disk: Path) -> None:
             except (psycopg.Error, SophiaError):
                 return False
 
-        until(level, "inbox and table to agree", 60)
+        until(level, "inbox and table to agree")
         with database.connect() as connection:
             connection.execute("INSERT INTO items VALUES (5000, 'after')")
             until(lambda: "[5000]" in current(connection, "items"), "the change after")
     finally:
         stop.set()
-        thread.join(30)
+        thread.join(60)
         server.release()
-        until(lambda: not (small_disk / "postgres" / "postmaster.pid").exists(), "the server to stop", 30)
+        until(lambda: not (small_disk / "postgres" / "postmaster.pid").exists(), "the server to stop")

@@ -46,6 +46,12 @@ NO_PREFIX: Mapping[Kind, str] = {"document": "", "query": ""}
 Q = postgres_cache.Q
 
 
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A busy machine may halt for longer than a live process waits."""
+    monkeypatch.setattr(postgres_cache, "WAIT_SECONDS", 60)
+
+
 @pytest.fixture
 def postgres(database: Database) -> Iterator[PostgresStand]:
     stand = PostgresStand(database)
@@ -315,7 +321,10 @@ def test_an_embedder_that_began_without_its_store_uses_it_later(stand: Stand) ->
 
 
 def test_a_store_that_is_silent_is_not_waited_for(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:
+    filled = cached(stand)
+    filled.embed(TEXTS)
     monkeypatch.setattr(postgres_cache, "WAIT_SECONDS", 1)
+    monkeypatch.setattr(redis_cache, "TIMEOUT_SECONDS", 1.0)
     embedder = cached(stand)
     embedder.embed(TEXTS)
     found: list[Vectors] = []
@@ -331,7 +340,10 @@ def test_a_store_that_is_silent_is_not_waited_for(stand: Stand, monkeypatch: pyt
         speak()
 
 
-def test_a_lock_is_not_waited_for(postgres: PostgresStand, connection: Connection) -> None:
+def test_a_lock_is_not_waited_for(
+    postgres: PostgresStand, connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(postgres_cache, "WAIT_SECONDS", 1)
     embedder = cached(postgres)
     found: list[Vectors] = []
     with connection.transaction():
@@ -392,11 +404,14 @@ def test_an_embedded_server_that_just_ends_does_not_run(tmp_path: Path, monkeypa
 WRITER = """
 import random, sys
 from pathlib import Path
+from sophia.embedding import postgres_cache, redis_cache
 from sophia.embedding.cache import CachedEmbedder, open_cache
 from sophia.settings import load_settings
 from tests.embedders import HashEmbedder
 import numpy as np
 home, cache, url = sys.argv[1:]
+postgres_cache.WAIT_SECONDS = redis_cache.TIMEOUT_SECONDS = 60
+random.seed(0)
 place = {"database_url": url, "embedding": {"cache": cache}} if cache == "postgres" else {
     "embedding": {"cache": cache, "redis_url": url}}
 texts = [f"text {number}" for number in range(1200)]
@@ -631,7 +646,7 @@ def test_rule_an_erasure_waits_for_a_write_that_is_under_way(database: Database,
             thread.start()
             until(lambda: erased or waits_for_a_lock(connection, "eraser"), "the eraser")
             assert erased == [], "it did not wait"
-        thread.join(30)
+        thread.join(60)
         writer.execute(Q["write"], entry)
     assert [count for count, _ in erased] == [1]
     assert connection.execute("SELECT count(*) FROM sophia.embedding_cache").fetchone() == (0,)

@@ -147,11 +147,7 @@ def test_half_a_surrogate_pair_stops_nothing(exact: LocalEmbedder, wanted_odd: V
 
 
 @pytest.mark.parametrize("precision", ["exact", "fast"])
-@settings(
-    deadline=None,
-    max_examples=15,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-)
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_vector_does_not_depend_on_its_batch(
     precision: str, request: pytest.FixtureRequest, wanted_odd: Vectors, data: st.DataObject

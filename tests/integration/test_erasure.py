@@ -152,9 +152,13 @@ def test_rule_a_rewrite_leaves_no_byte(shelf: Library, server: EmbeddedPostgres)
     assert files_with(shelf.connection, server, SECRET, tuples=False) == set()
 
 
-def test_statistics_of_a_table_that_became_empty_go_too(library: Library) -> None:
-    """ANALYZE leaves the statistics of an empty table as they were."""
+@pytest.mark.parametrize("fresh", [False, True])
+def test_statistics_of_a_table_that_became_empty_go_too(library: Library, fresh: bool) -> None:
+    """ANALYZE leaves the statistics of an empty table as they were, also where the fresh rows beside it are not."""
     library.version()
+    if fresh:
+        library.put(1)
+        library.apply(1)
     for number in (7, 8):
         library.put(number, f"{SECRET} {number}", SECRET)
     library.repair()
@@ -285,7 +289,7 @@ def test_rule_a_writer_in_its_transaction_is_waited_for(shelf: Library) -> None:
     def pause(name: str) -> None:
         if name == "writer.store" and threading.current_thread().name == "writer":
             written.set()
-            go_on.wait(30)
+            go_on.wait(60)
 
     def write() -> None:
         try:
@@ -306,13 +310,17 @@ def test_rule_a_writer_in_its_transaction_is_waited_for(shelf: Library) -> None:
     try:
         writer = threading.Thread(target=write, name="writer")
         writer.start()
-        assert written.wait(30)
+        assert written.wait(60)
         eraser = threading.Thread(target=remove)
         eraser.start()
-        eraser.join(0.5)
+        waiting = (
+            "SELECT 1 FROM pg_stat_activity WHERE application_name = 'eraser' AND wait_event_type = 'Lock' "
+            "AND datname = current_database()"
+        )
+        until(lambda: not eraser.is_alive() or shelf.connection.execute(waiting).fetchone(), "the erasure")
         assert eraser.is_alive(), "the erasure did not wait for the writer"
         go_on.set()
-        writer.join(30)
+        writer.join(60)
         eraser.join(60)
     finally:
         failpoints.arm(None)
@@ -331,7 +339,7 @@ def test_rule_a_writer_that_begins_meanwhile_finds_nothing(shelf: Library) -> No
     def pause(name: str) -> None:
         if name == "erase.before_commit":
             removed.set()
-            go_on.wait(30)
+            go_on.wait(60)
 
     def remove() -> None:
         try:
@@ -363,7 +371,7 @@ def test_rule_a_writer_that_begins_meanwhile_finds_nothing(shelf: Library) -> No
         )
         until(lambda: not writer.is_alive() or shelf.connection.execute(waiting).fetchone(), "the writer")
         go_on.set()
-        writer.join(30)
+        writer.join(60)
         eraser.join(120)
     finally:
         failpoints.arm(None)

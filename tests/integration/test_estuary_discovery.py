@@ -12,10 +12,10 @@ from sophia import sql
 from sophia.catalog import Catalog, load
 from sophia.database import Database
 from sophia.errors import SourceError
-from sophia.estuary.columns import TableInfo, discovered_table
-from sophia.estuary.discovery import discover
-from sophia.estuary.publish import rendered_models
-from sophia.estuary.schemas import postgres_schema
+from sophia.estuary.catalog.columns import TableInfo, discovered_table
+from sophia.estuary.catalog.discovery import discover
+from sophia.estuary.catalog.publish import rendered_models
+from sophia.estuary.catalog.schemas import postgres_schema
 from sophia.settings import load_settings
 from tests.catalogs import changed, replaced
 

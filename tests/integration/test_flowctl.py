@@ -163,7 +163,7 @@ def test_a_publication_of_somebody_else_is_not_overwritten(published: Catalog, r
 def test_a_definition_that_appeared_meanwhile_is_not_overwritten(
     estuary: Catalog, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from sophia.estuary.flowctl import Flowctl
+    from sophia.estuary.catalog.flowctl import Flowctl
 
     test = Flowctl.test
 

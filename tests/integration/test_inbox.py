@@ -375,7 +375,7 @@ def histories(draw: st.DrawFn) -> tuple[list[Event], list[tuple[int, int]]]:
     return events, slices
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(histories())
 def test_any_cut_and_repetition_of_a_history_yields_the_same_documents(
     connection: Connection, history: tuple[list[Event], list[tuple[int, int]]]
@@ -395,7 +395,7 @@ def test_any_cut_and_repetition_of_a_history_yields_the_same_documents(
     assert all(row[4] == [] for row in expected), "nothing was missing in a whole history"
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.permutations(list(range(6))), st.integers(0, 5))
 def test_whole_documents_may_come_in_any_order(connection: Connection, order: list[int], twice: int) -> None:
     events = [change(1 + n % 2, 10 + n, op="d" if n == 3 else "u", v=n) for n in range(6)]
@@ -430,11 +430,11 @@ def test_positions_become_visible_in_their_order(connection: Connection, databas
         inbox.accept(first, NAME, [change(1, 10, v="first")])
         thread = threading.Thread(target=second)
         thread.start()
-        entered.wait(10)
+        entered.wait(60)
         waiting = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'second' AND wait_event_type = 'Lock'"
         until(lambda: connection.execute(waiting).fetchone() == (1,), "the second writer's wait")
         assert documents(connection) == {}
-    thread.join(10)
+    thread.join(60)
     rows = connection.execute("SELECT key, position FROM sophia.documents ORDER BY position").fetchall()
     assert rows == [("[1]", 1), ("[2]", 2)]
 

@@ -127,7 +127,7 @@ def test_a_build_shows_how_far_it_is(library: Library) -> None:
             thread.start()
             until(lambda: build_progress(library.connection, version) is not None, "a build that is under way")
             shown = build_progress(library.connection, version)
-        thread.join(30)
+        thread.join(60)
         assert not thread.is_alive()
     assert shown is not None
     assert shown.name == f"{version.store_name}_field0"

@@ -232,7 +232,7 @@ def test_rule_a_long_reader_does_not_block_other_readers(shelf: Library) -> None
     def switch() -> None:
         try:
             with shelf.database.connect("promoter") as connection:
-                promote(connection, version, STORE, patience=3.0)
+                promote(connection, version, STORE, patience=5.0)
             outcome.append(None)
         except BaseException as error:
             outcome.append(error)
@@ -241,7 +241,7 @@ def test_rule_a_long_reader_does_not_block_other_readers(shelf: Library) -> None
         reader.execute("SELECT count(*) FROM indexes.documents")
         thread = threading.Thread(target=switch)
         thread.start()
-        other.execute("SET statement_timeout = '2s'")
+        other.execute("SET lock_timeout = '4s'")
         while thread.is_alive():
             # Each of these would wait for the long reader's end if the request stayed in the queue.
             assert other.execute("SELECT count(*) FROM indexes.documents").fetchone() == (10,)
@@ -442,7 +442,7 @@ def test_live_changes_feed_both_versions_and_a_rollback_has_them(shelf: Library,
     shelf.put(77, "t", "inserted")
     for each in (old, version):
         shelf.level(each)
-    promote(shelf.connection, version, STORE, patience=10)
+    promote(shelf.connection, version, STORE, patience=60)
     shelf.put(78, "t", "after the switch")
     shelf.delete(5)
     shelf.level(version)

@@ -42,7 +42,7 @@ from tests.chaos import oracle
 from tests.chaos.embedder import ChaosEmbedder
 from tests.chaos.tables import BY_NAME, CHUNK_TOKENS, DIMENSION, Table
 from tests.integration.conftest import QUICK, Captures, Running
-from tests.waiting import until
+from tests.waiting import WAIT_SECONDS, until
 
 Connection = psycopg.Connection[TupleRow]
 MODEL = "chaos_a"
@@ -179,14 +179,14 @@ class Way:
         for statement in statements:
             (self.source or self.connection).execute(statement)
 
-    def level(self, seconds: float = 20.0) -> None:
+    def level(self, seconds: float = WAIT_SECONDS) -> None:
         """Write a marker into every table, and wait until the indexes are exactly the tables."""
         self._marker += 1
         for table in self.tables:
             (self.source or self.connection).execute(MARKERS[table.name], {"n": self._marker})
         self.exact(seconds)
 
-    def exact(self, seconds: float = 20.0) -> None:
+    def exact(self, seconds: float = WAIT_SECONDS) -> None:
         """Wait until the indexes are exactly the tables."""
         verdicts: list[oracle.Verdict] = []
 
@@ -435,7 +435,7 @@ def test_rule_3_capture_that_slept_writes_nothing_when_it_wakes_up(way: Way) -> 
 
     sleeper.loop._flush = sleep_first
     way.do("UPDATE app.notes SET body = 'slept over' WHERE id IN (1, 2)")
-    assert asleep.wait(20)
+    assert asleep.wait(60)
     way.connection.execute("SELECT pg_terminate_backend(active_pid, 5000) FROM pg_replication_slots WHERE active")
     way.capture()
     way.do("UPDATE app.notes SET body = 'since' WHERE id = 1; DELETE FROM app.notes WHERE id = 2")
@@ -459,8 +459,9 @@ def test_rule_3_indexer_that_slept_writes_nothing_when_it_wakes_up(way: Way) -> 
 
     way.embedder.before = sleep_once
     way.do("UPDATE app.notes SET body = 'slept over' WHERE id IN (1, 2)")
-    assert asleep.wait(20)
-    way.indexer()
+    assert asleep.wait(60)
+    # One that keeps its lease, however long this machine halts.
+    way.indexer(lease_seconds=3600)
     way.do("UPDATE app.notes SET body = 'since' WHERE id = 1; DELETE FROM app.notes WHERE id = 2")
     way.level()
     before = way.clocks(), batches(way), epochs(way)
@@ -493,7 +494,7 @@ def test_rule_3_repair_that_slept_brings_nothing_old_back(way: Way) -> None:
 
     thread = threading.Thread(target=repair)
     thread.start()
-    assert asleep.wait(20)
+    assert asleep.wait(60)
     way.do("UPDATE app.notes SET body = 'newer' WHERE id = 1; DELETE FROM app.notes WHERE id = 2")
     way.level()
     wake.set()
@@ -756,7 +757,7 @@ def test_rule_8_change_without_its_large_column_is_not_taken_for_the_row(way: Wa
     way.do("UPDATE app.articles SET views = 100 WHERE slug = 'a1'")
     parked = "SELECT stage FROM sophia.dead_letters WHERE key = %s"
     until(lambda: way.connection.execute(parked, [key]).fetchone(), "the dead letter")
-    assert reading.wait(20)
+    assert reading.wait(60)
     assert way.connection.execute("SELECT count(*) FROM indexes.articles WHERE key = %s", [key]).fetchone() == (0,)
     go_on.set()
     way.level()

@@ -14,6 +14,7 @@ from sophia import failpoints
 from sophia.documents import BUCKETS, canonical_key
 from sophia.errors import FencedError
 from sophia.indexing.compare import Slices, compare
+from sophia.indexing.indexer import Indexer
 from sophia.indexing.leases import Lease
 from sophia.indexing.repair import repair_shard
 from sophia.indexing.scan import TICK_SECONDS, Scanner
@@ -213,6 +214,22 @@ def test_rule_7_running_indexer_heals_its_index(shelf: Library, run_loop: Callab
     position = shelf.connection.execute("SELECT position FROM sophia.collections").fetchone()
     until(lambda: (index_progress(shelf.connection)[0].verified,) == position, "verified up to the end")
     until(lambda: index_progress(shelf.connection)[0].scan_ended_at is not None, "a whole deep scan")
+
+
+def test_rule_7_drift_is_found_without_a_quiet_moment(
+    shelf: Library, run_loop: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = Indexer._live_pass
+
+    def busy(indexer: Indexer, connection: psycopg.Connection[Any]) -> bool:
+        real(indexer, connection)
+        return True
+
+    monkeypatch.setattr(Indexer, "_live_pass", busy)
+    monkeypatch.setattr("sophia.indexing.indexer.LATE_SECONDS", 0.1)
+    run_loop(shelf.indexer(scan_hours=1e-6), wait=False)
+    tamper(shelf, "DELETE FROM {t} WHERE key IN ('[1]', '[7]')")
+    until(lambda: index_status(shelf.connection)[0].drift_repaired == 2, "the repair")
 
 
 # ---- rule 10: the proof -----------------------------------------------------------------------------------------

@@ -130,6 +130,32 @@ def plain_only(endpoint: Endpoint) -> Callable[[list[str]], Answer]:
     return answer
 
 
+def in_base64(endpoint: Endpoint, cut: int = 0) -> Callable[[list[str]], Answer]:
+    """A server that knows the format. The first vector lacks its last `cut` bytes."""
+
+    def answer(texts: list[str]) -> Answer:
+        items = endpoint.vectors(texts)[1]["data"]
+        for item in items:
+            data = np.asarray(item["embedding"], dtype="<f4").tobytes()
+            item["embedding"] = base64.b64encode(data[: len(data) - (cut if item["index"] == 0 else 0)]).decode()
+        return 200, {"object": "list", "data": items, "usage": {"total_tokens": 7}}
+
+    return answer
+
+
+def test_vectors_in_base64_are_those_in_numbers(endpoint: Endpoint, embedder: EndpointEmbedder) -> None:
+    numbers = embedder.embed(["a", "bb", "ccc"])
+    endpoint.answer = in_base64(endpoint)
+    assert np.array_equal(embedder.embed(["a", "bb", "ccc"]), numbers)
+
+
+@pytest.mark.parametrize("cut", [3, 4])
+def test_a_vector_that_is_cut_off_is_no_answer(endpoint: Endpoint, embedder: EndpointEmbedder, cut: int) -> None:
+    endpoint.answer = in_base64(endpoint, cut)
+    with pytest.raises(ConfigurationError, match="no embedding list"):
+        embedder.embed(["a", "bb"])
+
+
 @pytest.mark.parametrize("places", [(), (3,)])
 def test_a_server_without_the_format_is_asked_for_it_once(
     endpoint: Endpoint, embedder: EndpointEmbedder, places: tuple[int, ...]

@@ -12,8 +12,8 @@ from hypothesis import settings as bounded
 from hypothesis import strategies as st
 
 from sophia.documents import Clock
-from sophia.estuary.documents import MOST_APART, MOST_NESTED, STEP_DOCUMENTS, Feed, Parsed, Reader
-from sophia.estuary.elements import PIECE_BYTES, UnreadableError, elements, pieces
+from sophia.estuary.intake.documents import MOST_APART, MOST_NESTED, STEP_DOCUMENTS, Feed, Parsed, Reader
+from sophia.estuary.intake.elements import PIECE_BYTES, UnreadableError, elements, pieces
 from tests.intake import FEED, body, document, position_of, uuid_of
 
 READER = Reader(FEED)

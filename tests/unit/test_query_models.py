@@ -62,7 +62,7 @@ def test_closing_ends_the_threads_also_that_of_a_model_which_is_being_loaded(set
     def load(model: Any, precision: Any, _: Settings) -> Embedder:
         if precision == "fast":
             loading.set()
-            assert go.wait(30)
+            assert go.wait(60)
         return HashEmbedder()
 
     models = QueryModels(settings, load)
@@ -70,7 +70,7 @@ def test_closing_ends_the_threads_also_that_of_a_model_which_is_being_loaded(set
     slow = SimpleNamespace(model=version.model, index=SimpleNamespace(precision="fast"))
     with pytest.raises(ModelLoadingError):
         models.embedder(slow)
-    assert loading.wait(30)
+    assert loading.wait(60)
     models.close()
     with pytest.raises(TemporaryError, match="closed"):
         shared.embed_query("late")

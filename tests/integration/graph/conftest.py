@@ -153,4 +153,4 @@ def captured(catalog: Catalog, settings: Settings, database: Database) -> Iterat
         yield
     finally:
         stop.set()
-        thread.join(30)
+        thread.join(60)

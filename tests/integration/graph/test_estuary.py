@@ -18,9 +18,9 @@ from sensors.failures import REASON, run_failure_reason
 from sophia import inbox
 from sophia.catalog import Catalog
 from sophia.documents import Change, Clock, canonical_key
-from sophia.estuary import control, observation
-from sophia.estuary.publish import rendered_models
-from sophia.estuary.references import filled
+from sophia.estuary.catalog.publish import rendered_models
+from sophia.estuary.catalog.references import filled
+from sophia.estuary.control import client, observation
 from sophia.settings import Settings
 from sophia_assets.definitions import build_definitions
 from sophia_assets.keys import asset_key, shard_names
@@ -135,7 +135,7 @@ def observed(
     with plane() as estuary, dg.DagsterInstance.ephemeral() as instance:
         monkeypatch.setenv("SOPHIA_ESTUARY__URL", estuary.url)
         monkeypatch.setenv("SOPHIA_ESTUARY__TOKEN", TOKEN)
-        monkeypatch.setattr(control, "sleep", lambda _: None)
+        monkeypatch.setattr(client, "sleep", lambda _: None)
         estuary.specs += [
             Spec(CAPTURE, "capture"),
             Spec(CONVERSATIONS, "collection", written_by=(CAPTURE,), read_by=(WEBHOOK,)),

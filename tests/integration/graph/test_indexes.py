@@ -90,12 +90,16 @@ def test_a_range_holds_everything_and_says_so(graph: Graph) -> None:
     assert set(graph.checks(result)) == {"equals_source", "lag", "dead_letters"}
 
 
-def test_the_run_says_how_far_it_is_and_what_is_left(graph: Graph, capfd: pytest.CaptureFixture[str]) -> None:
+def test_the_run_says_how_far_it_is_and_what_is_left(
+    graph: Graph, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # So that a batch holds about as much as four shards.
+    monkeypatch.setenv("SOPHIA_INDEXER__BULK_DOCUMENTS", "10")
     graph.put(*range(40))
     graph.repair()
     lines = [line for line in capfd.readouterr().err.splitlines() if " shard " in line]
-    assert len(lines) == 16
-    assert "documents v1: shard 1/16" in lines[0]
+    assert len(lines) == 4
+    assert "documents v1: shard 4/16" in lines[0]
     assert "100,000 tokens/s" in lines[0]
     assert " left" in lines[0]
     assert "shard 16/16, 40 documents written, 40 texts embedded" in lines[-1]

@@ -64,6 +64,7 @@ def test_without_promotion_the_old_version_goes_on_serving(graph: Graph) -> None
     assert _served(graph) == {"title 1\n\ntext 1"}
 
 
+@pytest.mark.usefixtures("hasty_gates")
 def test_a_version_whose_proof_fails_does_not_serve(graph: Graph, monkeypatch: pytest.MonkeyPatch) -> None:
     graph.put(1, 2)
     graph.repair()

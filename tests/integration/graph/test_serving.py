@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import dagster as dg
+import pytest
 
 from sophia.indexing.gates import NAMES
 from sophia.indexing.versions import active_versions
@@ -55,6 +56,7 @@ def test_rule_a_changed_index_is_built_gated_and_switched_in_one_run(graph: Grap
     }
 
 
+@pytest.mark.usefixtures("hasty_gates")
 def test_rule_a_gate_that_fails_blocks_the_switch(graph: Graph) -> None:
     graph.put(*range(10))
     graph.repair()

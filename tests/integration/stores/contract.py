@@ -39,7 +39,7 @@ from sophia.stores import Query, Scope, Store
 from sophia.stores.base import vector_hash
 from tests.embedders import HashEmbedder, hash_vector
 from tests.integration.library import Library, key
-from tests.waiting import until
+from tests.waiting import WAIT_SECONDS, until
 
 Connection = psycopg.Connection[TupleRow]
 RunLoop = Callable[..., Any]
@@ -161,7 +161,7 @@ class Stand:
             "parked": len(self.library.parked())
         }
 
-    def level(self, version: IndexVersion | None = None, seconds: float = 20.0) -> None:
+    def level(self, version: IndexVersion | None = None, seconds: float = WAIT_SECONDS) -> None:
         """Wait until the store is right."""
         version = version or self.library.version()
         until(lambda: not self.faults(version), "the store to be level", seconds)
@@ -491,7 +491,7 @@ class StoreContract:
         until(lambda: not filled.faults(version) or errors, "the writers to be level")
         over.set()
         for thread in threads:
-            thread.join(30)
+            thread.join(60)
         assert errors == []
         filled.right(version)
 

@@ -23,8 +23,8 @@ INDEX = "sophia-test"
 
 
 def pinecone_settings(settings: Settings, url: str, **group: Any) -> Settings:
-    """Of a stand-in; short deadlines, so that a test of them is short."""
-    own = PineconeSettings(**({"write_seconds": 5.0, "read_seconds": 5.0, "fresh_seconds": 5.0} | group))
+    """Of a stand-in. Deadlines that only a test of them comes to, which sets shorter ones."""
+    own = PineconeSettings(**({"write_seconds": 30.0, "read_seconds": 30.0, "fresh_seconds": 30.0} | group))
     return settings.model_copy(update={"pinecone_url": url, "pinecone_api_key": SecretStr(API_KEY), "pinecone": own})
 
 

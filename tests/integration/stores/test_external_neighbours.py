@@ -79,7 +79,7 @@ def test_a_store_that_hangs_while_a_version_begins_holds_up_no_inbox(
 
     def ensure_slowly(connection: Connection, version: IndexVersion) -> None:
         with library.database.connect("capture") as own:
-            own.execute("SET lock_timeout = '1s'")
+            own.execute("SET lock_timeout = '5s'")
             with own.transaction():
                 change = Change(key(1), "c", Clock(1, 100 + len(taken), 0), {"id": 1, "title": "t", "body": "b"})
                 taken.append(inbox.accept(own, COLLECTION, [change]))

@@ -5,6 +5,7 @@ The store is the double `MemoryStore`; the indexer, the writer and the database 
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import random
 import threading
@@ -18,6 +19,7 @@ from psycopg.rows import TupleRow
 
 from sophia import failpoints
 from sophia.catalog.models.data import StorePerProfile
+from sophia.database import Database
 from sophia.documents import Key
 from sophia.erasure import erase
 from sophia.errors import ConfigurationError, TemporaryError
@@ -28,6 +30,7 @@ from sophia.indexing.indexer import indexers
 from sophia.indexing.promotion import promote, retire
 from sophia.indexing.repair import Session, repair_version
 from sophia.indexing.shards import HeldError
+from sophia.indexing.status import index_status
 from sophia.indexing.versions import IndexVersion, active_versions, ensure_version, serving_version
 from sophia.stores import IN_DATABASE, Stores
 from sophia.stores.base import Scope
@@ -77,11 +80,15 @@ def test_at_rest_the_store_is_what_the_documents_say(stand: MemoryStand, run_loo
             body = LONG[: chance.randrange(6000)] if chance.random() < 0.3 else f"text {chance.random()}"
             library.put(number, f"title {number}", body, bulk=chance.random() < 0.2, module=chance.choice("ab"))
 
-    for _ in range(12):
+    for turn in range(12):
+        # Something to write in every turn, whatever chance says.
+        library.put(20, "turn", f"text {turn}")
         for _ in range(chance.randrange(1, 6)):
             change()
         fault = chance.choice(("death", "death", "part", "late", "down", "none"))
         point, skip = chance.choice(POINTS), chance.randrange(2)
+        if turn < 2:
+            fault, skip = "death", 0
         if fault == "part":
             memory.fail_after = chance.randrange(3)
         elif fault == "late":
@@ -110,7 +117,9 @@ def test_at_rest_the_store_is_what_the_documents_say(stand: MemoryStand, run_loo
             assert isinstance(running.error, Killed)
         else:
             change()
-            running.stop()
+            # It may have been about to die when the point was taken away.
+            with contextlib.suppress(Killed):
+                running.stop()
         # What was under way lands before the time of the shards is over, and they are free then.
         memory.land()
         memory.fail_after, memory.late = None, False
@@ -165,6 +174,7 @@ def test_what_was_pending_is_read_by_nobody_as_done(filled: MemoryStand) -> None
     library.put(1, "t", "another text")
     with dying("external.written"), pytest.raises(Killed), library.database.connect("dead") as dead:
         library.writer(version).apply(dead, library.rows(1))
+    assert [status.pending for status in index_status(library.connection)] == [1]
     assert not complete(library.connection, version, 0.0).passed
     assert live_ids(library.connection, version, [key(1), key(2)]) == {key(2): (version.chunk_id(key(2), 0),)}
     found = library.compare(version)
@@ -229,7 +239,7 @@ def test_a_store_that_hangs_holds_up_no_index_in_another(
 
     def hang(writes: Any) -> None:
         hanging.set()
-        go_on.wait(30)
+        go_on.wait(60)
 
     filled.memory.before = hang
     for loop in loops:
@@ -554,6 +564,62 @@ def test_a_repair_waits_for_what_a_dead_writer_left(filled: MemoryStand) -> None
     )
     repair_version(library.connection, session, range(2), batch=10, deep=False)
     filled.right(version)
+
+
+def test_the_indexer_embeds_nothing_for_a_shard_that_is_not_free(filled: MemoryStand, run_loop: RunLoop) -> None:
+    """When it comes free is known, so its bulk documents wait for that, and are not embedded at each poll."""
+    library = filled.library
+    version = library.version()
+    with library.database.connect("dead") as dead, dead.transaction():
+        shards.take(dead, shards.all_shards(version), version.label, 300.0)
+    library.put(1, "t", "in bulk, behind a dead writer", bulk=True)
+    indexer = library.indexer(scan_hours=0.0, poll_seconds=0.01)
+    looks = 0
+    wait = indexer._wait
+
+    def counted(connection: Connection) -> None:
+        nonlocal looks
+        looks += 1
+        wait(connection)
+
+    indexer._wait = counted  # type: ignore[method-assign]
+    running = run_loop(indexer)
+    until(lambda: any(lane.held_until for lane in indexer._lanes), "the shard that is not free")
+    embedded, looked = len(library.embedder.texts), looks
+    until(lambda: looks > looked + 10, "ten more looks")
+    assert len(library.embedder.texts) == embedded
+    long_after(library.connection)
+    for lane in indexer._lanes:
+        lane.held_until.clear()
+    filled.level(version)
+    running.stop()
+
+
+def test_the_line_for_all_shards_is_waited_for_once_in_all(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where each of the locks comes free just in time: here they do so one after another, for seconds."""
+    monkeypatch.setattr(shards, "TURN_MS", 250)
+    names = [f"shard/0/{number}" for number in range(shards.MOST_SHARDS)]
+    one_by_one = (
+        "SELECT count(pg_advisory_unlock(hashtextextended('sophia.shard:' || name, 0))) FROM "
+        "(SELECT name, pg_sleep(0.2) FROM unnest(%s::text[]) name OFFSET 0) slowly"
+    )
+    with database.connect("before") as before, database.connect("waits") as waits:
+        before.execute(shards.Q["lock_shards"], {"names": names})
+
+        def free() -> None:
+            with contextlib.suppress(psycopg.errors.QueryCanceled):
+                before.execute(one_by_one, [names])
+
+        frees = threading.Thread(target=free, daemon=True)
+        frees.start()
+        with shards.turn(waits, names):
+            held = waits.execute(
+                "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND granted AND pid = pg_backend_pid()"
+            ).fetchone()
+        before.cancel()
+        frees.join()
+    assert held is not None
+    assert held[0] < shards.MOST_SHARDS
 
 
 # ---- what stores read from the ledger -------------------------------------------------------------------------

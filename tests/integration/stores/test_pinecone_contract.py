@@ -36,8 +36,7 @@ class PineconeStand(Stand):
         self.server = server
         server.reset()
         server.create(INDEX, DIMENSION)
-        # The indexer waits for a deadline while the store is away.
-        library.settings = pinecone_settings(library.settings, server.url, write_seconds=1.0, read_seconds=2.0)
+        library.settings = pinecone_settings(library.settings, server.url)
         library.catalog = library.with_index(store=StorePerProfile(local="pinecone"), class_name=INDEX)
         library.stores = Stores(library.settings)
 
@@ -83,8 +82,20 @@ class PineconeStand(Stand):
         serving = serving_version(self.library.connection, version.index_name)
         return {record["metadata"]["content"] for record in self._shown(serving).values()}
 
+    def _in_a_hurry(self) -> None:
+        """From now on a fault lasts a second or two: whoever meets it waits for a deadline."""
+        self.library.stores.close()
+        self.library.settings = pinecone_settings(
+            self.library.settings, self.server.url, write_seconds=1.0, read_seconds=2.0
+        )
+        self.library.stores = Stores(self.library.settings)
+
+    def away(self) -> AbstractContextManager[None]:
+        self._in_a_hurry()
+        return self._stopped()
+
     @contextmanager
-    def away(self) -> Iterator[None]:
+    def _stopped(self) -> Iterator[None]:
         self.server.stop()
         try:
             yield
@@ -97,9 +108,13 @@ class PineconeStand(Stand):
 
     @contextmanager
     def _refuses(self, path: str) -> Iterator[None]:
+        patient = self.library.stores
+        self._in_a_hurry()
         self.server.trouble(503, 1_000, path=path)
         yield
         self.server.calm()
+        self.library.stores.close()
+        self.library.stores = patient
 
 
 @pytest.fixture(scope="module")

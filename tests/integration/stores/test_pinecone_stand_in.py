@@ -39,7 +39,7 @@ def stand_in(server: StandIn) -> StandIn:
 @pytest.fixture
 def client(stand_in: StandIn) -> Iterator[httpx.Client]:
     headers = {"Api-Key": API_KEY} | VERSION
-    with httpx.Client(base_url=f"{stand_in.url}/index/{INDEX}", headers=headers) as client:
+    with httpx.Client(base_url=f"{stand_in.url}/index/{INDEX}", headers=headers, timeout=60) as client:
         yield client
 
 
@@ -67,7 +67,7 @@ def refused(response: httpx.Response, words: str, status: int = 400, code: int =
 def test_a_missing_or_invalid_api_key_is_401(client: httpx.Client, stand_in: StandIn) -> None:
     for key in ("", "wrong"):
         assert client.get("/vectors/list", headers={"Api-Key": key}).status_code == 401
-        answer = httpx.get(f"{stand_in.url}/indexes/{INDEX}", headers={"Api-Key": key} | VERSION)
+        answer = httpx.get(f"{stand_in.url}/indexes/{INDEX}", headers={"Api-Key": key} | VERSION, timeout=60)
         assert answer.json() == {"error": {"code": "UNAUTHENTICATED", "message": "Invalid API key."}, "status": 401}
 
 

@@ -60,12 +60,12 @@ def test_plan_mode_claims_nothing(reconcilers: dict[str, Reconciler[Any]], kind:
 
 
 def test_planning_everything_takes_about_a_second(catalog: Catalog) -> None:
-    started = time.perf_counter()
+    started = time.process_time()
     for reconciler in build_reconcilers(catalog).values():
         for entry in reconciler.entries():
             reconciler.plan(entry)
     # Measured at 0.3 s; the rest is for a busy machine.
-    assert time.perf_counter() - started < 3
+    assert time.process_time() - started < 3
 
 
 def test_no_heavy_import() -> None:
