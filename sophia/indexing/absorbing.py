@@ -62,7 +62,7 @@ class Absorption:
         """Move a few rows if nothing has come in for a moment. Returns whether any went.
 
         Raises:
-            FencedError: the lease was taken over; nothing was moved.
+            FencedError: the lease was taken over, or the version was retired; nothing was moved.
         """
         if self.wait() != 0.0 or self._known(connection) <= pgvector_fresh.KEPT:
             return False
@@ -80,12 +80,11 @@ class Absorption:
             FencedError: the lease was taken over; nothing was moved.
         """
         self._quiet_from = self._clock() + QUIET_SECONDS
-        written = figures.embedded + figures.reused
-        if not written:
+        if not figures.chunks:
             return
-        self._fresh = self._known(connection) + written
+        self._fresh = self._known(connection) + figures.chunks
         if self._fresh > MOST_FRESH and self._count(connection) > MOST_FRESH:
-            self._move(connection, lease, written)
+            self._move(connection, lease, figures.chunks)
 
     def _known(self, connection: Connection) -> int:
         return self._count(connection) if self._fresh is None else self._fresh

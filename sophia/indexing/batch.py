@@ -50,9 +50,14 @@ class Row:
 
 @dataclass(slots=True)
 class Figures:
-    """What writing cost, summed over batches. `lag_ms` holds commit-to-applied times of live batches."""
+    """What writing cost, summed over batches. `lag_ms` holds commit-to-applied times of live batches.
+
+    `embedded` and `reused` count texts: of equal ones one, and none of those that bring their vector. `chunks` are all
+    that the documents have.
+    """
 
     documents: int = 0
+    chunks: int = 0
     embedded: int = 0
     reused: int = 0
     deleted: int = 0
@@ -65,6 +70,7 @@ class Figures:
     def add(self, other: Figures) -> None:
         """Sum another batch into this one."""
         self.documents += other.documents
+        self.chunks += other.chunks
         self.embedded += other.embedded
         self.reused += other.reused
         self.deleted += other.deleted

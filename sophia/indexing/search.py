@@ -48,7 +48,7 @@ def search(
             return search_version(
                 connection, version, text, embedder_of, k=k, filters=filters, hybrid=hybrid, stores=stores
             )
-        except (psycopg.errors.UndefinedTable, FencedError):
+        except FencedError:
             # Replaced and retired while the query was embedded; who serves now is another, with its own model.
             if tried is not None and tried.id == version.id:
                 raise

@@ -13,9 +13,11 @@ Invariants:
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import psycopg
 from psycopg.rows import TupleRow
@@ -203,6 +205,7 @@ class Writer:
                         f"columns {', '.join(row.missing)} were never received; "
                         "the row must be read again from its source"
                     )
+                _require_json({name: (row.body or {}).get(name) for name in self._metadata})
                 chunked[row.key] = self._texts.chunks(row.body or {})
             except DocumentError as error:
                 faults[row.key] = str(error)
@@ -249,6 +252,7 @@ class Writer:
             if made.refused:
                 _park_refused(chunked, faults, made.refused)
         figures.deleted = sum(row.deleted for row in rows)
+        figures.chunks = sum(map(len, chunked.values()))
         hashes = dict(zip(vectors, vector_hashes(list(vectors.values())), strict=True))
         return [
             self._write(row, chunked[row.key], kept, vectors, hashes, parked=row.key in faults, repair=repair)
@@ -306,6 +310,16 @@ def _lacks(row: Row) -> bool:
     """Whether the ledger does not have the document, or has it as begun and not as done."""
     clock = row.ledger_clock
     return clock is None or clock < row.clock or (row.ledger_state == "pending" and clock == row.clock)
+
+
+def _require_json(metadata: Mapping[str, Any]) -> None:
+    """Refuse what Python has read as infinite: a fraction beyond the range of a float. JSON has no word for it."""
+    for name, value in metadata.items():
+        if isinstance(value, float | dict | list):
+            try:
+                json.dumps(value, allow_nan=False)
+            except ValueError as error:
+                raise DocumentError(f"column {name!r} holds a number that is too large for a float") from error
 
 
 def _park_refused(chunked: dict[Key, list[Chunk]], faults: dict[Key, str], refused: Mapping[bytes, str]) -> None:

@@ -2,8 +2,8 @@
 
 * No more than `MOST_CONNECTIONS` are open. Beyond them the one that has been idle for longest is closed, and a new one
   is refused with 503 only while all others have requests running.
-* An answer whose reader takes nothing is not kept for longer than `UNREAD_SECONDS`: its connection is cut, which ends
-  the work behind it as if the client had left.
+* An answer of which its reader takes less than `LEAST_BYTES` in `UNREAD_SECONDS` is not kept: its connection is cut,
+  which ends the work behind it as if the client had left. Who reads a large one slowly gets all of it.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
 # Below the 1,024 files that a process may have open on many systems.
 MOST_CONNECTIONS = 512
-# Of an answer that is larger than the system's buffers and 64 KiB: its reader must take the most of that in the time.
+# Of an answer that is larger than the system's buffers and 64 KiB.
 UNREAD_SECONDS = 30.0
+LEAST_BYTES = 65_536
 _REFUSAL = b'{"error":"too many connections are open; try again in a moment"}'
 _REFUSED = (
     b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nRetry-After: 1\r\nConnection: close\r\n"
@@ -37,6 +38,7 @@ class BoundedConnection(_Protocol):  # type: ignore[misc]
         super().__init__(*arguments, **named)
         self.used = 0.0
         self._unread: asyncio.TimerHandle | None = None
+        self._unanswered: list[Any] = []
 
     def connection_made(self, transport: asyncio.Transport) -> None:
         """Take the connection, if need be in another one's place."""
@@ -56,9 +58,20 @@ class BoundedConnection(_Protocol):  # type: ignore[misc]
             transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Forget the timer with the connection."""
+        """Forget the timer with the connection, and tell all that still work for it: uvicorn tells the last only."""
         self._stop_timer()
+        for cycle in self._unanswered:
+            if not cycle.response_complete:
+                cycle.disconnected = True
+                cycle.message_event.set()
         super().connection_lost(exc)
+
+    def on_headers_complete(self) -> None:
+        """Note a request. One may wait behind another that is being answered where httptools reads them."""
+        super().on_headers_complete()
+        self._unanswered = [cycle for cycle in self._unanswered if not cycle.response_complete]
+        if self.cycle is not None:
+            self._unanswered.append(self.cycle)
 
     def data_received(self, data: bytes) -> None:
         """Note when a request came."""
@@ -66,10 +79,10 @@ class BoundedConnection(_Protocol):  # type: ignore[misc]
         super().data_received(data)
 
     def pause_writing(self) -> None:
-        """More is written than the reader has taken: it gets so long."""
+        """More is written than the reader has taken: it gets some time to go on."""
         super().pause_writing()
         self._stop_timer()
-        self._unread = self.loop.call_later(UNREAD_SECONDS, self.transport.abort)
+        self._wait_for_reader()
 
     def resume_writing(self) -> None:
         """The reader goes on."""
@@ -80,6 +93,16 @@ class BoundedConnection(_Protocol):  # type: ignore[misc]
     def idle(self) -> bool:
         """Whether no request of its client is being answered."""
         return self.cycle is None or self.cycle.response_complete
+
+    def _wait_for_reader(self) -> None:
+        self._unread = self.loop.call_later(UNREAD_SECONDS, self._look, self.transport.get_write_buffer_size())
+
+    def _look(self, before: int) -> None:
+        """Wait on if enough was read since there were `before` bytes: none are added while writing is paused."""
+        if before - self.transport.get_write_buffer_size() >= LEAST_BYTES:
+            self._wait_for_reader()
+        else:
+            self.transport.abort()
 
     def _stop_timer(self) -> None:
         if self._unread is not None:

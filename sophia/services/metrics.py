@@ -38,6 +38,7 @@ from sophia.indexing.status import (
     index_status,
 )
 from sophia.indexing.versions import IndexVersion
+from sophia.services.connections import BoundedConnection
 from sophia.services.engine_metrics import EngineCollector
 from sophia.services.listening import listen
 from sophia.services.worker import Loop
@@ -299,7 +300,9 @@ def exposed(metrics: ProcessMetrics, host: str, port: int, loops: Sequence[Loop]
         yield
         return
     listener = listen(host, port, variable)
-    config = uvicorn.Config(_application(metrics, loops), log_level="warning", access_log=False, server_header=False)
+    config = uvicorn.Config(
+        _application(metrics, loops), http=BoundedConnection, log_level="warning", access_log=False, server_header=False
+    )
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, args=([listener],), name="metrics", daemon=True)
     thread.start()

@@ -67,8 +67,10 @@ def keep_running(loop: Loop, stop: threading.Event) -> None:
 def run_together(loops: Sequence[Loop], stop: threading.Event) -> None:
     """Run several loops in threads until all have ended; then the first failure is raised.
 
-    What a person must mend ends its own loop, which is not ready from then on. Any other failure stops all of them.
+    What a person must mend ends its own loop, which is not ready from then on. Any other failure stops all of them, and
+    is the one that is raised: what came before it did not end the process, and was logged.
     """
+    refused: list[ConfigurationError] = []
     failures: list[BaseException] = []
 
     def guarded(loop: Loop) -> None:
@@ -76,7 +78,7 @@ def run_together(loops: Sequence[Loop], stop: threading.Event) -> None:
             keep_running(loop, stop)
         except ConfigurationError as error:
             loop.ready.clear()
-            failures.append(error)
+            refused.append(error)
             logger.error("%s has ended, start it again when this is mended: %s", loop.name, error)
         except BaseException as error:
             failures.append(error)
@@ -89,5 +91,6 @@ def run_together(loops: Sequence[Loop], stop: threading.Event) -> None:
         # In slices, so that signals reach the main thread.
         while thread.is_alive():
             thread.join(0.5)
+    failures += refused
     if failures:
         raise failures[0]

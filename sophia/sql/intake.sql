@@ -23,9 +23,6 @@ JOIN sophia.documents d ON d.collection_id = %(collection_id)s AND d.key = u.key
 -- Fails if the database cannot hold one of these documents.
 SELECT count(b::jsonb - '_meta') FROM unnest(%(bodies)s::text[]) AS b
 
--- name: collection_keys
-SELECT name, key_fields FROM sophia.collections WHERE name = ANY(%(names)s)
-
 -- name: forget_keys
 -- What is still to be done about rows of a collection whose keys are no keys any more.
 WITH rereads AS (

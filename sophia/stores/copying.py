@@ -33,6 +33,7 @@ _size = struct.Struct(">i").pack
 _short = struct.Struct(">h").pack
 _int = struct.Struct(">ii").pack
 _bigint = struct.Struct(">iq").pack
+_lsn = struct.Struct(">iQ").pack
 _span = struct.Struct(">ibiiii").pack
 _clock = struct.Struct(">iiiiiiiqiqiq").pack
 _array = struct.Struct(">iiiii").pack
@@ -86,8 +87,13 @@ def integer(value: int) -> bytes:
 
 
 def bigint(value: int | None) -> bytes:
-    """A `bigint`, or a `pg_lsn`."""
+    """A `bigint`."""
     return NULL if value is None else _bigint(8, value)
+
+
+def lsn(value: int | None) -> bytes:
+    """A `pg_lsn`, which has no sign."""
+    return NULL if value is None else _lsn(8, value)
 
 
 def timestamp(value: datetime | None) -> bytes:

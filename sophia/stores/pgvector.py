@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from functools import lru_cache
 from random import Random
 from typing import Any, LiteralString
@@ -25,7 +24,7 @@ from sophia.catalog.models import GraphKind
 from sophia.database.vacuum import vacuum
 from sophia.documents import Clock, Key, format_lsn
 from sophia.embedding.base import Vectors
-from sophia.errors import ConfigurationError, FencedError
+from sophia.errors import ConfigurationError
 from sophia.indexing.versions import IndexVersion
 from sophia.stores import pgvector_fresh, pgvector_graph, pgvector_load, views
 from sophia.stores.base import (
@@ -181,7 +180,7 @@ class PgvectorStore:
         if not hashes:
             return {}
         _know_vectors(connection)
-        with _unless_retired(version):
+        with pgvector_fresh.unless_retired(version):
             rows = connection.execute(
                 _query("vectors", version),
                 {"version_id": version.id, "hashes": list(hashes)},
@@ -193,14 +192,14 @@ class PgvectorStore:
     def sound_vectors(self, connection: Connection, version: IndexVersion, keys: Sequence[str]) -> dict[bytes, Vectors]:
         """Vectors whose hash is the ledger's; see `Store.sound_vectors`."""
         _know_vectors(connection)
-        with _unless_retired(version):
+        with pgvector_fresh.unless_retired(version):
             rows = connection.execute(_query("sound_vectors", version), {"version_id": version.id, "keys": list(keys)})
         return {bytes(key): _array(vector) for key, vector in rows}
 
     def inventory(self, connection: Connection, version: IndexVersion, scope: Scope) -> Iterator[StoredDocument]:
         """What is really there, hashes computed by the server; see `Store.inventory`."""
         query = _query("inventory" if scope.keys is None else "inventory_of_keys", version)
-        with _unless_retired(version):
+        with pgvector_fresh.unless_retired(version):
             rows = connection.execute(query, scope.parameters, prepare=False)
         for key, ids, declared, read, vectors, metadata, oldest, newest in rows:
             yield StoredDocument(
@@ -260,6 +259,10 @@ class PgvectorStore:
 
     def search(self, connection: Connection, version: IndexVersion, query: Query) -> list[Hit]:
         """Nearest chunks by cosine, or fused with full text; see `Store.search`."""
+        with pgvector_fresh.unless_retired(version):
+            return self._search(connection, version, query)
+
+    def _search(self, connection: Connection, version: IndexVersion, query: Query) -> list[Hit]:
         _know_vectors(connection)
         filters, params = _filters(query, "filter")
         graph = self._graph(connection, version)
@@ -317,15 +320,6 @@ def _filters(query: Query, kind: str) -> tuple[composed.Composable, dict[str, An
     ]
     values = {f"value{number}": json.dumps(value) for number, value in enumerate(query.filters.values())}
     return composed.SQL(" AND ").join(conditions), values
-
-
-@contextmanager
-def _unless_retired(version: IndexVersion) -> Iterator[None]:
-    """A version that was retired under its writer has fenced it; its table is gone, too."""
-    try:
-        yield
-    except psycopg.errors.UndefinedTable as error:
-        raise FencedError(f"{version.label} has no table; it was retired, or its index was never begun") from error
 
 
 def _know_vectors(connection: Connection) -> None:

@@ -16,6 +16,8 @@ Invariants:
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import LiteralString
 
 import psycopg
@@ -24,6 +26,7 @@ from psycopg.rows import TupleRow
 
 from sophia import sql
 from sophia.documents import Key
+from sophia.errors import FencedError
 from sophia.indexing.versions import IndexVersion
 from sophia.stores.pgvector_graph import SCHEMA
 
@@ -61,16 +64,29 @@ def ensure(connection: Connection, version: IndexVersion) -> None:
     connection.execute("SET LOCAL lock_timeout = DEFAULT")
 
 
+@contextmanager
+def unless_retired(version: IndexVersion) -> Iterator[None]:
+    """A version that was retired under its writer has fenced it; its tables are gone, too."""
+    try:
+        yield
+    except psycopg.errors.UndefinedTable as error:
+        raise FencedError(
+            f"{version.label} lacks a table; it was retired, or no indexer of this release has begun it yet"
+        ) from error
+
+
 def count(connection: Connection, version: IndexVersion) -> int:
     """How many rows are fresh."""
-    row = connection.execute(_query("fresh_count", version), prepare=True).fetchone()
+    with unless_retired(version):
+        row = connection.execute(_query("fresh_count", version), prepare=True).fetchone()
     return int(row[0]) if row else 0
 
 
 def oldest(connection: Connection, version: IndexVersion, limit: int) -> list[TupleRow]:
     """(id, key, indexed_at) of up to `limit` of the oldest fresh rows, without the newest `KEPT`."""
     params = {"kept": KEPT, "limit": limit}
-    return connection.execute(_query("fresh_oldest", version), params, prepare=True).fetchall()
+    with unless_retired(version):
+        return connection.execute(_query("fresh_oldest", version), params, prepare=True).fetchall()
 
 
 def absorb(connection: Connection, version: IndexVersion, rows: list[TupleRow]) -> int:

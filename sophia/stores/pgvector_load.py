@@ -45,7 +45,7 @@ def _rows(writes: Sequence[DocumentWrite], run: str, now: bytes) -> Iterator[byt
                 # The version of jsonb's binary form, and its text.
                 copying.field(b"\1" + write.metadata_json.encode()),
                 copying.clock(write.clock),
-                copying.bigint(origin.lsn),
+                copying.lsn(origin.lsn),
                 copying.bigint(origin.txid),
                 copying.timestamp(origin.committed_at),
                 end,

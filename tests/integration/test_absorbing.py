@@ -12,12 +12,14 @@ import pytest
 
 from sophia import failpoints
 from sophia.catalog.models import GraphKind
-from sophia.errors import FencedError
+from sophia.errors import FencedError, SophiaError
 from sophia.indexing import absorbing
 from sophia.indexing.absorbing import Absorption
 from sophia.indexing.batch import Figures
 from sophia.indexing.leases import Lease
+from sophia.indexing.promotion import retire
 from sophia.indexing.repair import finish_load
+from sophia.indexing.search import search
 from sophia.indexing.versions import IndexVersion, serving_version
 from sophia.stores import PgvectorStore, Query, pgvector_fresh
 from tests.embedders import hash_vector
@@ -193,7 +195,7 @@ def test_an_indexer_that_was_succeeded_moves_nothing(
         absorption.step(library.connection, lease)
     monkeypatch.setattr(absorbing, "MOST_FRESH", 0)
     with pytest.raises(FencedError):
-        absorption.wrote(library.connection, lease, Figures(embedded=5))
+        absorption.wrote(library.connection, lease, Figures(chunks=5))
     assert places(library) == (set(), keys(*range(10)))
 
 
@@ -258,10 +260,46 @@ def test_fresh_rows_are_bounded_without_a_quiet_moment(library: Library, monkeyp
     for first in range(0, 30, 3):
         numbers = range(first, first + 3)
         write(library, numbers)
-        absorption.wrote(library.connection, lease, Figures(embedded=3))
+        absorption.wrote(library.connection, lease, Figures(chunks=3))
         assert pgvector_fresh.count(library.connection, version) <= 8
         assert not absorption.step(library.connection, lease), "the moment is not quiet"
     assert library.faults() == []
+
+
+@pytest.mark.parametrize("ready", [False, True])
+def test_rows_count_as_fresh_that_cost_no_embedding(library: Library, few: None, ready: bool) -> None:
+    """One text in many documents, or documents that bring their vectors: these rows are moved like all others."""
+    if ready:
+        library.catalog = library.with_index(vector="embedding")
+    version = library.version()
+    lease, absorption = lease_of(library, version), Absorption(version, clock=lambda: 0.0)
+    assert not absorption.step(library.connection, lease)
+    assert absorption.wait() is None
+    for number in range(20):
+        vector = {"embedding": hash_vector(f"text {number}").tolist()} if ready else {}
+        library.put(number, "", "the same", **vector)
+    figures = library.apply(*range(20))
+    assert figures.embedded == (0 if ready else 1)
+    absorption.wrote(library.connection, lease, figures)
+    assert absorption.wait() is not None
+    assert absorb_all(library, version) > 0
+    assert len(places(library)[1]) == 3
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_absorption_of_a_version_that_was_retired_is_fenced(library: Library, few: None, known: bool) -> None:
+    """The indexer sees the end of a version a second later, and goes on with the others."""
+    version = library.version()
+    write(library, range(10))
+    now = 0.0
+    lease, absorption = lease_of(library, version), Absorption(version, clock=lambda: now)
+    if known:
+        absorption.wrote(library.connection, lease, Figures(chunks=10))
+    library.connection.execute("UPDATE sophia.index_versions SET state = 'retiring'")
+    retire(library.connection, version, STORE)
+    now = 1.0
+    with pytest.raises(FencedError):
+        absorption.step(library.connection, lease)
 
 
 def test_a_running_indexer_moves_rows_while_they_change(
@@ -302,6 +340,16 @@ def test_a_version_of_an_earlier_release_gets_its_fresh_table(library: Library, 
     until(lambda: library.connection.execute("SELECT to_regclass('indexes.documents_v1_recent')").fetchone() == (None,))
     version = serving_version(library.connection, "documents")
     assert found(library, version, "text 3.0", k=1) == [("[3]", 0)]
+
+
+def test_a_search_before_the_indexer_ran_says_what_is_missing(library: Library) -> None:
+    """Right after an upgrade."""
+    load(library, range(3))
+    library.connection.execute("DROP TABLE indexes.documents_v1_fresh")
+    with pytest.raises(SophiaError, match="no indexer of this release has begun it yet"):
+        search(library.connection, "documents", "text 1.0", lambda _: library.embedder)
+    library.version()
+    assert search(library.connection, "documents", "text 1.0", lambda _: library.embedder, k=1)[0].key == "[1]"
 
 
 def test_a_version_with_fresh_rows_is_dropped_whole(library: Library) -> None:

@@ -61,8 +61,10 @@ def test_what_is_copied_in_is_what_an_upsert_writes(library: Library, copies: li
     row = {"id": 99, "title": "t", "body": "without origin", "module": "m", "kind": "k"}
     with library.connection.transaction():
         unknown = Change(canonical_key([99]), "u", Clock(1, 99, 0), row, origin=Origin())
-        inbox.accept(library.connection, COLLECTION, [unknown])
-    rows = library.rows(*NUMBERS, 99)
+        # A position is a number of 64 bits without a sign.
+        high = Change(canonical_key([98]), "u", Clock(1, 98, 0), row | {"id": 98}, origin=Origin(2**64 - 1))
+        inbox.accept(library.connection, COLLECTION, [unknown, high])
+    rows = library.rows(*NUMBERS, 98, 99)
     writer = library.writer()
     figures = writer.apply(library.connection, rows)
     assert copies == [len(rows)]
@@ -74,6 +76,39 @@ def test_what_is_copied_in_is_what_an_upsert_writes(library: Library, copies: li
     writer.apply(library.connection, rows, repair=True)
     assert copies == [len(rows)], "this was a copy, too"
     assert copied == everything(library)
+
+
+@pytest.mark.parametrize("value", ["1.10", "12345678901234567890.5", "[1e-400, -0.0]", "1.5e300", "1e5000"])
+def test_a_number_that_no_float_holds_is_no_drift(library: Library, value: str) -> None:
+    """PostgreSQL keeps every digit of a document; what Python read of them is what the store has."""
+    library.put(1)
+    library.connection.execute("UPDATE sophia.documents SET body = body || %s::jsonb", ['{"module": ' + value + "}"])
+    library.apply(1)
+    assert library.compare().empty
+    for other in ("true", "1", '"1.1"'):
+        library.connection.execute(
+            f"UPDATE indexes.{library.version().store_name} SET metadata = metadata || %s::jsonb",
+            ['{"module": ' + other + "}"],
+        )
+        assert not library.compare().empty
+
+
+@pytest.mark.parametrize("lane", ["live", "bulk"])
+@pytest.mark.parametrize("nested", ["{}", "[{}]"])
+def test_a_number_without_a_name_in_json_parks_its_document_alone(library: Library, lane: str, nested: str) -> None:
+    """A fraction beyond a float's range, which PostgreSQL stores, is infinite for Python."""
+    for number in NUMBERS:
+        library.put(number, body=f"text {number}")
+    body = '{"module": ' + nested.format("1" + "0" * 400 + ".5") + "}"
+    library.connection.execute("UPDATE sophia.documents SET body = body || %s::jsonb WHERE key = '[3]'", [body])
+    library.writer(lane=lane).apply(library.connection, library.rows(*NUMBERS))
+    assert list(library.parked()) == ["[3]"]
+    assert "'module'" in library.parked()["[3]"]
+    assert library.faults() == []
+    library.put(3)
+    library.apply(3)
+    assert library.parked() == {}
+    assert library.faults() == []
 
 
 @pytest.mark.parametrize("newer", ["ours", "theirs"])

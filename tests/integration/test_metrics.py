@@ -18,6 +18,7 @@ from sophia.indexing.status import IndexProgress, index_progress, index_status
 from sophia.services.engine_metrics import EngineCollector
 from sophia.services.metrics import CaptureMetrics, IndexerMetrics, exposed
 from sophia.services.worker import Loop, keep_running
+from tests.bounded import the_idle_one_makes_room
 from tests.embedders import TOKENS_PER_SECOND, HashEmbedder
 from tests.integration.conftest import Captures
 from tests.integration.library import Library
@@ -236,6 +237,16 @@ def test_port_that_is_taken_is_named_with_its_setting(database: Database) -> Non
         exposing = exposed(IndexerMetrics(database), "127.0.0.1", port, [], "SOPHIA_INDEXER__METRICS_PORT")
         with pytest.raises(ConfigurationError, match="SOPHIA_INDEXER__METRICS_PORT"), exposing:
             pass
+
+
+def test_its_connections_are_bounded(database: Database, port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    with (
+        exposed(IndexerMetrics(database), "127.0.0.1", port, [], "SOPHIA_INDEXER__METRICS_PORT"),
+        httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client,
+    ):
+        until(lambda: _answers(client), "the endpoint")
+        client.close()
+        assert the_idle_one_makes_room(f"http://127.0.0.1:{port}", monkeypatch)
 
 
 def test_port_zero_serves_nothing(database: Database) -> None:

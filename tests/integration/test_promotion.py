@@ -361,7 +361,7 @@ def test_a_search_whose_version_is_retired_meanwhile_asks_the_next_one(shelf: Li
     assert hits[0].key == "[5]"
     with contextlib.suppress(psycopg.Error):
         shelf.connection.execute("ALTER TABLE indexes.documents_v2 RENAME TO elsewhere")
-    with pytest.raises(psycopg.errors.UndefinedTable):
+    with pytest.raises(FencedError, match="lacks a table"):
         search(shelf.connection, "documents", "x", lambda version: HashEmbedder(version.dimension))
 
 

@@ -91,6 +91,19 @@ def test_what_a_person_must_mend_ends_no_other_loop(caplog: pytest.LogCaptureFix
     assert [str(error) for error in ended] == ["mend it"]
 
 
+def test_what_ended_the_process_is_told_and_not_what_it_outlived(caplog: pytest.LogCaptureFixture) -> None:
+    def refuse(_stop: threading.Event) -> None:
+        raise ConfigurationError("mend it")
+
+    def fail(_stop: threading.Event) -> None:
+        until(lambda: "bad has ended" in caplog.text, "the end of the other")
+        raise ZeroDivisionError
+
+    loops = [Loop("bad", refuse, threading.Event()), Loop("good", fail, threading.Event())]
+    with pytest.raises(ZeroDivisionError):
+        run_together(loops, threading.Event())
+
+
 def test_a_fault_that_nobody_expects_ends_all_loops() -> None:
     def fail(_stop: threading.Event) -> None:
         raise ZeroDivisionError

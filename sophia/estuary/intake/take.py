@@ -87,20 +87,21 @@ def feeds(connection: Connection, catalog: Catalog, profile: Profile) -> dict[st
         source = collection.source.for_profile(profile)
         if source is not None and catalog.source(source).kind == "estuary":
             fed.append(collection)
-    rows = connection.execute(Q["collection_keys"], {"names": [collection.name for collection in fed]}).fetchall()
-    known = {name: tuple(fields) for name, fields in rows}
     found = {}
     for collection in fed:
-        key = kept_key(collection, known.get(collection.name, ()))
-        if not key:
-            raise ConfigurationError(
-                f"collection {collection.name!r} comes from Estuary, and nothing says what its key is; name its key "
-                "columns in the catalog's `key`"
-            )
+        # Looked at under the collection's lock: what another process sets meanwhile is not set back.
+        with connection.transaction():
+            inbox.ensure_collection(connection, collection.name)
+            key = kept_key(collection, inbox.lock(connection, [collection.name])[collection.name].key_fields)
+            if not key:
+                raise ConfigurationError(
+                    f"collection {collection.name!r} comes from Estuary, and nothing says what its key is; name its "
+                    "key columns in the catalog's `key`"
+                )
+            inbox.ensure_collection(connection, collection.name, key)
         read = (
             name for index in catalog.indexes_of(collection.name) for name in (*index.template_columns, *index.metadata)
         )
-        inbox.ensure_collection(connection, collection.name, key)
         found[collection.estuary] = Feed(
             collection.name, collection.estuary, key, tuple(dict.fromkeys(read)), collection.history
         )

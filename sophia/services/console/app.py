@@ -30,6 +30,7 @@ from sophia.catalog import Catalog
 from sophia.database.connect import Database
 from sophia.embedding import load_embedder
 from sophia.errors import SophiaError
+from sophia.services.connections import BoundedConnection
 from sophia.services.console import errors
 from sophia.services.console.api import Api
 from sophia.services.console.feed import Feed
@@ -145,6 +146,7 @@ def serve(
     app = create_app(settings, database, catalog, load=load)
     config = uvicorn.Config(
         app,
+        http=BoundedConnection,
         log_level="warning",
         access_log=False,
         server_header=False,

@@ -14,6 +14,7 @@ from sophia.catalog import Catalog
 from sophia.database import Database
 from sophia.errors import ConfigurationError
 from sophia.settings import Settings
+from tests.bounded import the_idle_one_makes_room
 from tests.catalogs import changed, replaced
 from tests.console import Documents, console
 from tests.embedders import HashEmbedder
@@ -22,6 +23,10 @@ from tests.waiting import until
 
 def search(client: httpx.Client, text: str, **more: Any) -> httpx.Response:
     return client.post("/api/search", json={"index": "documents", "text": text} | more)
+
+
+def test_its_connections_are_bounded(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert the_idle_one_makes_room(address, monkeypatch)
 
 
 def test_search_finds_by_vector_by_text_and_through_filters(client: httpx.Client, documents: Documents) -> None:

@@ -100,7 +100,12 @@ class Endless:
         return None
 
 
-def test_a_stream_that_nobody_reads_ends(served: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "behind", [b"", b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"], ids=["alone", "pipelined"]
+)
+def test_a_stream_that_nobody_reads_ends(
+    served: Serve, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, behind: bytes
+) -> None:
     endless = Endless()
     monkeypatch.setattr(models, "load_generator", lambda settings: endless)
     monkeypatch.setattr(connections, "UNREAD_SECONDS", 0.2)
@@ -109,6 +114,7 @@ def test_a_stream_that_nobody_reads_ends(served: Serve, monkeypatch: pytest.Monk
     head = "POST /generate HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
     assert client.base_url.port is not None
     with socket.create_connection((client.base_url.host, client.base_url.port), timeout=60) as reader:
-        reader.sendall(head.encode() + b"Content-Length: %d\r\n\r\n" % len(body) + body)
+        reader.sendall(head.encode() + b"Content-Length: %d\r\n\r\n" % len(body) + body + behind)
         assert status(reader) == b"200"
         until(endless.closed.is_set, "the end of a stream that nobody reads")
+    assert "Exception in ASGI application" not in caplog.text

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import psycopg
 import pytest
 from psycopg.rows import TupleRow
@@ -20,6 +22,7 @@ from sophia.settings import Settings
 from tests.catalogs import changed
 from tests.intake import NAME, body, document
 from tests.integration.intake.inbox_view import Deliveries
+from tests.waiting import until
 
 Connection = psycopg.Connection[TupleRow]
 REFUSED = r"kept by the key \(id\), and the catalog's key is \(part, id\).*`sophia estuary rekey documents`"
@@ -57,6 +60,24 @@ def test_another_key_in_the_catalog_is_refused_until_a_person_begins_anew(
     anew.take(document(1, 5, part="a", title="again"))
     live = {key: row for key, (_, row, _) in anew.rows().items() if row is not None}
     assert live == {'["a",1]': {"id": 1, "part": "a", "title": "again"}}
+
+
+def test_who_begins_with_the_former_key_does_not_set_it_back(
+    deliveries: Deliveries, connection: Connection, fed: Catalog, rekeyed: Catalog, database: Database
+) -> None:
+    """It begins while the other key is being set, and looks before that is done."""
+    deliveries.take(document(1, 1, part="a"))
+    former = changed(fed, collections=(fed.collections[0].model_copy(update={"key": ("id",)}),))
+    with ThreadPoolExecutor(1) as pool, database.connect("other") as other:
+        with connection.transaction():
+            rekey(connection, rekeyed, "documents", "local")
+            begun = pool.submit(feeds, other, former, "local")
+            waiting = "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE pid = %s AND wait_event_type = 'Lock')"
+            with database.connect("looks") as looks:
+                until(lambda: looks.execute(waiting, [other.info.backend_pid]).fetchone() == (True,), "the lock")
+        with pytest.raises(ConfigurationError, match=r"kept by the key \(part, id\), and the catalog's key is \(id\)"):
+            begun.result(60)
+    assert feeds(connection, rekeyed, "local")[NAME].key == ("part", "id")
 
 
 def test_a_service_with_a_former_key_answers_503_and_ends(
