@@ -86,8 +86,9 @@ def server() -> Iterator[EmbeddedPostgres]:
         connection.execute("SELECT pg_reload_conf()")
     yield server
     # An immediate stop: nothing of this server is needed again. Its watcher ends once the data folder is gone.
-    os.kill(server.pid(), signal.SIGQUIT)
-    until(lambda: not (server.pgdata / "postmaster.pid").exists() or not _running(server.pid()), "the server's end")
+    pid = server.pid()
+    os.kill(pid, signal.SIGQUIT)
+    until(lambda: not _running(pid), "the server's end")
     server.release()
     until(lambda: _removed(folder), "the end of the watcher that writes below")
 
