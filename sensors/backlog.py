@@ -15,7 +15,7 @@ from jobs import AssetJob, indexes_by_shards, repair_job_name
 from resources import DatabaseResource
 from sophia.catalog import Catalog
 from sophia.errors import TemporaryError
-from sophia.estuary.control.observation import fed_by_estuary
+from sophia.estuary.naming import fed_by_estuary
 from sophia.settings import Profile
 from sophia_assets.keys import asset_key, shard_names
 

@@ -164,7 +164,8 @@ def _snowflake(catalog: Catalog, settings: Settings) -> Iterator[Finding]:
 
 def _estuary(catalog: Catalog, settings: Settings) -> Iterator[Finding]:
     from sophia.estuary.control.client import ControlPlane
-    from sophia.estuary.control.observation import fed_by_estuary, observed_prefix
+    from sophia.estuary.control.observation import observed_prefix
+    from sophia.estuary.naming import fed_by_estuary
 
     if not fed_by_estuary(catalog, settings.profile):
         return

@@ -11,7 +11,7 @@ import dagster as dg
 from resources import DatabaseResource, EstuaryResource
 from sophia.catalog import Catalog
 from sophia.errors import ConfigurationError, TemporaryError
-from sophia.estuary.control.observation import CollectionView, Look, fed_by_estuary
+from sophia.estuary.control.observation import CollectionView, Look
 from sophia.estuary.control.schema_watch import mismatches, shapes_of
 from sophia.estuary.control.verdicts import (
     COLLECTION_CHECKS,
@@ -22,6 +22,7 @@ from sophia.estuary.control.verdicts import (
     sources_of,
     verdicts,
 )
+from sophia.estuary.naming import fed_by_estuary
 from sophia.settings import Profile
 from sophia_assets.keys import DATA_VERSION, asset_key
 

@@ -85,8 +85,8 @@ def _show(name: str, figures: Replayed, *, dry_run: bool) -> None:
 def _name(context: Context, collection: str) -> str:
     """The collection's full name in the environment that is observed."""
     from sophia.errors import ConfigurationError
-    from sophia.estuary.control.observation import fed_by_estuary, observed_environment, observed_prefix
-    from sophia.estuary.naming import collection_name
+    from sophia.estuary.control.observation import observed_environment, observed_prefix
+    from sophia.estuary.naming import collection_name, fed_by_estuary
 
     catalog, settings = context.catalog, context.settings
     entry = catalog.collection(collection)

@@ -1,4 +1,4 @@
-"""Names in Estuary's catalog: those of the catalog's entries in one environment.
+"""Names in Estuary's catalog: those of the catalog's entries in one environment; and which entries are of Estuary.
 
 `Collection.estuary` is the name in production. Another environment has the same tree below its own prefix, so two
 environments never share a collection or a task.
@@ -7,6 +7,7 @@ environments never share a collection or a task.
 from __future__ import annotations
 
 from sophia.catalog.models import Catalog, Collection, Environment, EstuaryCapture
+from sophia.catalog.models.base import Profile
 
 
 def prefix_of(catalog: Catalog, environment: Environment) -> str:
@@ -33,6 +34,15 @@ def capture_name(catalog: Catalog, capture: EstuaryCapture, environment: Environ
 def fed_collections(catalog: Catalog) -> tuple[Collection, ...]:
     """The collections whose documents come from Estuary in some profile."""
     return tuple(collection for collection in catalog.collections if estuary_sources(catalog, collection))
+
+
+def fed_by_estuary(catalog: Catalog, profile: Profile) -> list[Collection]:
+    """The collections that a source of kind estuary feeds in this profile."""
+    return [
+        collection
+        for collection in catalog.collections
+        if (name := collection.source.for_profile(profile)) and catalog.source(name).kind == "estuary"
+    ]
 
 
 def estuary_sources(catalog: Catalog, collection: Collection) -> tuple[str, ...]:

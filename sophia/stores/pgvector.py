@@ -54,25 +54,21 @@ HYBRID_CANDIDATES = 100
 def _static(query: str, store_name: str) -> composed.Composed:
     """A query whose only variable is the version's table: composed once, since every batch needs it."""
     text: LiteralString = Q[query]
-    return composed.SQL(text).format(**_tables(store_name))
+    return composed.SQL(text).format(**pgvector_fresh.tables(store_name))
 
 
 def _query(query: str, version: IndexVersion, **parts: composed.Composable) -> composed.Composed:
     if not parts:
         return _static(query, version.store_name)
     text: LiteralString = Q[query]
-    return composed.SQL(text).format(**_tables(version.store_name), **parts)
-
-
-def _tables(store_name: str) -> dict[str, composed.Identifier]:
-    return {"table": composed.Identifier(SCHEMA, store_name), "fresh": pgvector_fresh.table(store_name)}
+    return composed.SQL(text).format(**pgvector_fresh.tables(version.store_name), **parts)
 
 
 @lru_cache(maxsize=256)
 def _upsert(store_name: str, fresh: bool) -> composed.Composed:
     """The statement that writes to the fresh rows, or to the version's own table."""
     text: LiteralString = Q["upsert"]
-    own, recent = _tables(store_name).values()
+    own, recent = pgvector_fresh.tables(store_name).values()
     target, other = (recent, own) if fresh else (own, recent)
     return composed.SQL(text).format(target=target, other=other)
 

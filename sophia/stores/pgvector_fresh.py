@@ -1,9 +1,9 @@
 """The rows of a pgvector version that its neighbours' graph does not have yet.
 
-To enter a vector into the graph costs more than all the rest of a change. The live lane does not wait for that: it
-writes to `indexes.<name>_v<n>_fresh`, a table that inherits from the version's. Whoever reads the version's table, or
-the public view, reads both; a search asks the graph and compares all fresh rows exactly. Later the oldest of them are
-moved into the version's own table, a few a transaction.
+To enter a vector into the graph is the dearest part of writing it. The live lane does not wait for that: it writes to
+`indexes.<name>_v<n>_fresh`, a table that inherits from the version's. Whoever reads the version's table, or the public
+view, reads both; a search asks the graph and compares all fresh rows exactly. Later the oldest of them are moved into
+the version's own table, a few a transaction.
 
 Invariants:
 
@@ -43,6 +43,11 @@ def name(store_name: str) -> str:
 def table(store_name: str) -> composed.Identifier:
     """The same, to be put into a query."""
     return composed.Identifier(SCHEMA, name(store_name))
+
+
+def tables(store_name: str) -> dict[str, composed.Identifier]:
+    """Both tables of a version, by their names in a query."""
+    return {"table": composed.Identifier(SCHEMA, store_name), "fresh": table(store_name)}
 
 
 def ensure(connection: Connection, version: IndexVersion) -> None:
@@ -104,6 +109,4 @@ def absorb(connection: Connection, version: IndexVersion, rows: list[TupleRow]) 
 
 def _query(query: str, version: IndexVersion) -> composed.Composed:
     text: LiteralString = Q[query]
-    return composed.SQL(text).format(
-        table=composed.Identifier(SCHEMA, version.store_name), fresh=table(version.store_name)
-    )
+    return composed.SQL(text).format(**tables(version.store_name))

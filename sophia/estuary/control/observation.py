@@ -21,7 +21,7 @@ from sophia.estuary.control.client import ControlPlane
 from sophia.estuary.control.metrics_text import Binding, Metrics, TaskTotals
 from sophia.estuary.control.movement import Movement, lag_seconds, moved_on
 from sophia.estuary.control.shapes import Alert, LiveSpec
-from sophia.estuary.naming import collection_name, prefix_of, task_name
+from sophia.estuary.naming import collection_name, fed_by_estuary, prefix_of, task_name
 from sophia.settings import EstuarySettings
 
 Connection = psycopg.Connection[TupleRow]
@@ -106,15 +106,6 @@ class Look:
     alerts: tuple[Alert, ...]
     specs: tuple[LiveSpec, ...]
     whole: bool
-
-
-def fed_by_estuary(catalog: Catalog, profile: Profile) -> list[Collection]:
-    """The collections that a source of kind estuary feeds in this profile."""
-    return [
-        collection
-        for collection in catalog.collections
-        if (name := collection.source.for_profile(profile)) and catalog.source(name).kind == "estuary"
-    ]
 
 
 def observed_prefix(catalog: Catalog, settings: EstuarySettings) -> str:

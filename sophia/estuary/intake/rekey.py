@@ -16,6 +16,7 @@ from sophia import inbox, sql
 from sophia.catalog.models import Catalog
 from sophia.documents import Clock
 from sophia.errors import ConfigurationError
+from sophia.estuary.naming import fed_by_estuary
 from sophia.settings import Profile
 
 Q = sql.load("intake")
@@ -43,8 +44,7 @@ def rekey(
         ConfigurationError: Estuary does not feed it in this profile, or its key is the same.
     """
     collection = catalog.collection(name)
-    source = collection.source.for_profile(profile)
-    if source is None or catalog.source(source).kind != "estuary":
+    if collection not in fed_by_estuary(catalog, profile):
         raise ConfigurationError(f"collection {name!r} is not fed by Estuary in this profile: its table has the key")
     with connection.transaction():
         try:

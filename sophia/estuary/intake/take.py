@@ -27,6 +27,7 @@ from sophia.documents import Change, Clock, Key
 from sophia.errors import ConfigurationError
 from sophia.estuary.intake.documents import STEP_BYTES, Feed, Parsed, Reader, Rejected
 from sophia.estuary.keys import another_key, kept_key
+from sophia.estuary.naming import fed_by_estuary
 from sophia.failpoints import failpoint
 from sophia.settings import Profile
 
@@ -82,13 +83,8 @@ def feeds(connection: Connection, catalog: Catalog, profile: Profile) -> dict[st
     Raises:
         ConfigurationError: the key of one is not known, or is another than its documents are kept by.
     """
-    fed = []
-    for collection in catalog.collections:
-        source = collection.source.for_profile(profile)
-        if source is not None and catalog.source(source).kind == "estuary":
-            fed.append(collection)
     found = {}
-    for collection in fed:
+    for collection in fed_by_estuary(catalog, profile):
         # Looked at under the collection's lock: what another process sets meanwhile is not set back.
         with connection.transaction():
             inbox.ensure_collection(connection, collection.name)

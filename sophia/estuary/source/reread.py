@@ -36,7 +36,8 @@ from sophia.database.connect import Database
 from sophia.documents import Change, Clock, Key
 from sophia.errors import SophiaError
 from sophia.estuary.keys import kept_key
-from sophia.estuary.source.rows import Q, SourceRows, estuary_collections, source_url
+from sophia.estuary.naming import fed_by_estuary
+from sophia.estuary.source.rows import Q, SourceRows, source_url
 from sophia.failpoints import failpoint
 from sophia.settings import Settings
 
@@ -65,7 +66,7 @@ class Rereader:
     ) -> None:
         self._sources = [
             (collection, url)
-            for collection in estuary_collections(catalog, settings)
+            for collection in fed_by_estuary(catalog, settings.profile)
             if (url := source_url(catalog, collection, settings)) is not None
         ]
         self._database = database

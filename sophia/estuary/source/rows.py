@@ -39,16 +39,6 @@ _NUMBER = "sophia_number"
 _INT4 = 23
 
 
-def estuary_collections(catalog: Catalog, settings: Settings) -> list[Collection]:
-    """The collections that Estuary feeds in this profile."""
-    found = []
-    for collection in catalog.collections:
-        name = collection.source.for_profile(settings.profile)
-        if name is not None and catalog.source(name).kind == "estuary":
-            found.append(collection)
-    return found
-
-
 def source_url(catalog: Catalog, collection: Collection, settings: Settings) -> str | None:
     """The DSN of the PostgreSQL behind a collection that Estuary feeds, or None if nobody gave one."""
     name = collection.source.for_profile(settings.profile)

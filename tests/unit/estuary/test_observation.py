@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from sophia.catalog import Catalog
-from sophia.estuary.control.observation import fed_by_estuary, observed_environment, observed_prefix, other_prefixes
+from sophia.estuary.control.observation import observed_environment, observed_prefix, other_prefixes
+from sophia.estuary.naming import fed_by_estuary
 from sophia.settings import EstuarySettings
 
 
